@@ -1,0 +1,1 @@
+"""What learns and what is frozen: one file per method."""

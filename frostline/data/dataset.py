@@ -1,0 +1,101 @@
+"""Dataset: the rows of each split as Arrow tables, with what a label means and the report on how they were made.
+
+Columns of every split table:
+
+``id``      string, hash of the row's content (hex); identical rows have identical ids
+``label``   int32 (target class), list<int32> (multi-label) or float64 (number)
+text        ``text`` string
+images      ``path`` string (absolute), or, for arrays handed over in memory, ``pixels`` binary (height × width × channels,
+            uint8, row-major) with ``height``, ``width``, ``channels`` int32
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from frostline.data.report import DataReport
+from frostline.errors import DataError
+from frostline.files import write_atomically
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """What is to be learned: the task, what a label is, and the class names in the order of their indices."""
+
+    task: Literal["image-classification", "text-classification"]
+    target: Literal["class", "multi-label", "number"] = "class"
+    labels: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network ends in."""
+        return 1 if self.target == "number" else len(self.labels)
+
+
+@dataclass(kw_only=True)
+class Dataset:
+    """The product of ``prepare``: split tables, their schema, the report, and the recipe that made them."""
+
+    schema: Schema
+    splits: dict[str, pa.Table]
+    report: DataReport
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """The DataRecipe as a dict."""
+
+    @property
+    def task(self) -> Schema:
+        """The schema: ``fl.load("vgg16", task=data.task)`` reads the kind of task and the class names from it."""
+        return self.schema
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the schema and of every row's id and label, split by split (hex)."""
+        digest = hashlib.sha256(json.dumps(asdict(self.schema), sort_keys=True).encode())
+        for name, table in self.splits.items():
+            digest.update(name.encode())
+            for row_id, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+                digest.update(f"{row_id}:{label}\n".encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return sum(table.num_rows for table in self.splits.values())
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``dataset.json`` and one Arrow file per split; each file appears whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in self.splits.items():
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            write_atomically(folder / f"{name}.arrow", sink.getvalue())
+        content = {"schema": asdict(self.schema), "splits": list(self.splits), "report": self.report.to_dict(), "recipe": self.recipe}
+        write_atomically(folder / "dataset.json", json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+
+def load_dataset(folder: str | os.PathLike[str]) -> Dataset:
+    """Read what :meth:`Dataset.save` wrote; tables are memory-mapped. Raises DataError where something is missing or damaged."""
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        schema = Schema(**{**content["schema"], "labels": tuple(content["schema"]["labels"])})
+        splits = {}
+        for name in content["splits"]:
+            if name not in SPLITS:
+                raise DataError(f"{folder / 'dataset.json'}: split {name!r} is unknown, expected one of {', '.join(SPLITS)}")
+            splits[name] = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+        return Dataset(schema=schema, splits=splits, report=DataReport.from_dict(content["report"]), recipe=content["recipe"])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        raise DataError(f"{str(folder)!r} is not a readable prepared dataset ({error}). Prepare it again with: frostline prepare DATA --out FOLDER") from error

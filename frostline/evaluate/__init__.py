@@ -1,0 +1,1 @@
+"""The report: numbers with confidence intervals, tables, examples, and the page that stands alone."""

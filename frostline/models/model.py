@@ -1,0 +1,52 @@
+"""Model: a plain ``nn.Module`` and the card that says what goes in, what comes out, and how to build it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from frostline.data.dataset import Schema
+from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+
+
+@dataclass(kw_only=True)
+class Card:
+    """All that a network's weights leave out."""
+
+    name: str
+    """Which builder makes it: vgg16, efficientnet-lite0, cnn, …, `transformers` (an HF architecture), `custom` (handed over)."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Plain JSON values that the builder takes to make the same network."""
+    schema: Schema
+    preprocess: ImagePreprocess | TextPreprocess
+    pretrained: bool = False
+    """Whether the body's weights were loaded; `adapt: auto` freezes a pretrained body."""
+    source: str = ""
+    """Where the weights came from, for people."""
+
+
+@dataclass(kw_only=True)
+class Model:
+    """``module(**inputs)`` gives logits (rows, outputs), or an object with ``.logits``.
+
+    Images: ``inputs = {"pixel_values": float32 (rows, channels, size, size)}``. Text: ``{"input_ids": int64 (rows, tokens),
+    "attention_mask": int64 (rows, tokens)}`` and what else ``card.preprocess.inputs`` names.
+    """
+
+    module: nn.Module
+    card: Card
+    blocks: list[str] = field(default_factory=list)
+    """Names of the body's repeated blocks, from input to output: the units of `adapt: last N`, `gradual` and lr_decay."""
+    head: list[str] = field(default_factory=list)
+    """Names of the modules that make up the head: new, and always learning."""
+
+    def in_head(self, parameter: str) -> bool:
+        """Whether a parameter's dotted name lies in the head."""
+        return any(parameter == name or parameter.startswith(f"{name}.") for name in self.head)
+
+
+def logits_of(output: Any) -> Any:
+    """The logits of a module's output: the tensor itself, or its ``.logits``."""
+    return getattr(output, "logits", output)

@@ -1,0 +1,1 @@
+"""The planner: the frost line, the machine's rates, the cost model, and one pass per file."""

@@ -1,0 +1,1 @@
+"""One optimisation per file, each with its condition, its predicted saving and its exactness."""

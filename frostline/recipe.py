@@ -1,0 +1,256 @@
+"""The recipe: everything a run is told, as one nested dataclass that is also the YAML file and the command line's flags.
+
+The reading of YAML and flags, and the checks of types, are in recipe_reader.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentRecipe:
+    """Random changes to training images; meanings and signs follow Keras's ImageDataGenerator."""
+
+    rescale: float | None = None
+    """Factor for the pixels 0–255 in place of the model's own normalisation, in every split; saved with the model."""
+    shear: float = 0.0
+    """Largest shear angle, in degrees (0.2 is a fifth of a degree, as in Keras)."""
+    zoom: float = 0.0
+    """Zoom per axis, drawn from 1 - zoom to 1 + zoom."""
+    horizontal_flip: bool = False
+    """Mirror left and right with probability one half."""
+    vertical_flip: bool = False
+    """Mirror top and bottom with probability one half."""
+    rotation: float = 0.0
+    """Largest rotation, in degrees."""
+    width_shift: float = 0.0
+    """Largest horizontal shift: a fraction of the width below 1, pixels from 1 on."""
+    height_shift: float = 0.0
+    """Largest vertical shift: a fraction of the height below 1, pixels from 1 on."""
+    crop: float = 0.0
+    """Random crop: the smallest share of each side that is kept is 1 - crop."""
+    brightness: float = 0.0
+    """Brightness factor, drawn from 1 - brightness to 1 + brightness."""
+    contrast: float = 0.0
+    """Contrast factor, drawn from 1 - contrast to 1 + contrast."""
+    cutout: float = 0.0
+    """Side of a square that is blanked, as a share of the image's side."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution (0: off)."""
+    cutmix: float = 0.0
+    """Alpha of CutMix's Beta distribution (0: off)."""
+    fill: Literal["nearest", "constant", "reflect"] = "nearest"
+    """What stands where the image was moved away."""
+
+    @property
+    def random(self) -> bool:
+        """Whether any random change is asked for (``rescale`` and ``fill`` alone change nothing at random)."""
+        return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rescale", "fill"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Where the rows are, what their columns mean, and how they are divided."""
+
+    path: str | None = None
+    """A folder, a file (CSV, TSV, JSONL, Parquet, IDX), or a folder that `frostline prepare` wrote."""
+    task: Literal["image-classification", "text-classification"] | None = None
+    """What is to be learned; guessed from the data when not given."""
+    target: Literal["class", "multi-label", "number"] = "class"
+    """What a label is: one class, several classes, or a number."""
+    train: str | None = None
+    """File or folder of the training split, where the splits are given apart."""
+    validation: str | None = None
+    """File or folder of the validation split."""
+    test: str | None = None
+    """File or folder of the test split."""
+    input_column: str | None = None
+    """Column of the text, or of the image's path; guessed and printed when not given."""
+    label_column: str | None = None
+    """Column of the label; guessed and printed when not given."""
+    group_column: str | None = None
+    """Rows that share this column's value never land in two splits."""
+    label_separator: str = "|"
+    """What stands between several labels of one row, for target: multi-label."""
+    merge_labels: bool = False
+    """Merge labels that differ only in case or in spaces around them."""
+    val: float = 0.1
+    """Share of the rows that is held out for validation."""
+    test_share: float = 0.1
+    """Share of the rows that is held out for the test."""
+    limit: int | None = None
+    """Use at most so many rows (chosen by the seed), for a quick look."""
+    encoding: str | None = None
+    """Text encoding; detected (UTF-8, UTF-16, GB18030) when not given."""
+    size: int | None = None
+    """Side of the square image in pixels; the model's own when not given."""
+    max_length: int | None = None
+    """Longest text in tokens; the model's own, at most 512, when not given."""
+    max_pixels: int = 100_000_000
+    """Larger images are set aside unread (a guard against decompression bombs)."""
+    workers: int | None = None
+    """Threads that decode; one per core when not given. The order of rows does not depend on it."""
+    augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Which network, from which weights, with which head."""
+
+    name: str | None = None
+    """vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, layers, or an HF folder or hub id."""
+    weights: str | None = None
+    """A weight file (.safetensors, .pth, .h5) for the models that are defined here."""
+    layers: list[str] = field(default_factory=list)
+    """With name `layers`: the network by hand, as in [conv 64 3 relu, pool 2, flatten, dense 256 relu, dropout 0.5]."""
+    head: list[str] = field(default_factory=list)
+    """Layers before the final linear one, as in [flatten, dense 256 relu, dropout 0.5]."""
+    pool: Literal["cls", "mean", "max", "attention"] | None = None
+    """How the features of positions become one vector; the model's own way when not given."""
+    tokenizer: Literal["word", "char", "bpe"] = "bpe"
+    """For text models from zero: the kind of vocabulary that is made from the training rows."""
+    vocabulary: int = 16_000
+    """For text models from zero: the largest vocabulary."""
+    width: int = 256
+    """For models from zero: units of a hidden layer (channels of the first convolution block: an eighth of it)."""
+    depth: int = 2
+    """For models from zero: how many layers or blocks."""
+    dropout: float = 0.1
+    """For models from zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptRecipe:
+    """Where the frost line runs: what learns and what is frozen."""
+
+    method: Literal["auto", "head", "last", "full", "lora", "gradual"] = "auto"
+    """auto: head for pretrained weights, full from zero."""
+    last: int = 2
+    """With `last`: how many blocks before the head learn (also written `adapt: last 2`)."""
+    rank: int = 8
+    """With `lora`: rank of the update."""
+    alpha: float = 16.0
+    """With `lora`: the update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """With `lora`: dropout on the update's input."""
+    targets: list[str] = field(default_factory=list)
+    """With `lora`: module names or globs; empty: every linear layer and convolution outside the head."""
+    lr_decay: float = 1.0
+    """Each block's learning rate is this times the next deeper one's (1: the same everywhere)."""
+    every: int = 1
+    """With `gradual`: one more block thaws every so many epochs, from the head down."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecipe:
+    """What the planner may do; every pass can be forced on or off."""
+
+    quality: Literal["exact", "fast"] = "exact"
+    """exact: only passes that give the plain result; fast: also passes that trade exactness for speed."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Store the outputs of the frozen prefix and train on them."""
+    cache_limit_gb: float = 20.0
+    """Most disk that the store may take, in GB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """How the learning part learns."""
+
+    epochs: int = 3
+    """Passes over the training rows."""
+    batch: int = 32
+    """Rows in one forward pass."""
+    accumulate: int = 1
+    """Forward passes in one optimiser step; the loss is divided by the labels of all of them."""
+    optimizer: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon", "rmsprop"] = "adamw"
+    lr: float | None = None
+    """Learning rate; 1e-3 for a head, lora or a model from zero, 2e-5 otherwise (sgd and muon: ten times that), when not given."""
+    momentum: float = 0.9
+    """For sgd, rmsprop and muon."""
+    nesterov: bool = False
+    """For sgd."""
+    weight_decay: float = 0.0
+    """Not applied to biases and norms."""
+    schedule: Literal["constant", "linear", "cosine", "one-cycle", "plateau"] = "constant"
+    warmup: float = 0.0
+    """Steps of linear warm-up; below 1: a share of all steps."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    loss: Literal["auto", "cross-entropy", "bce", "mse", "focal"] = "auto"
+    """auto: cross-entropy for a class, bce for several, mse for a number."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs rows / (classes × rows of the class)."""
+    label_smoothing: float = 0.0
+    focal_gamma: float = 2.0
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
+    early_stopping: int | None = None
+    """Stop after so many epochs without a better validation result."""
+    best_by: str | None = None
+    """Validation metric that chooses the checkpoint that is kept; the task's first one (accuracy, or loss for numbers) when not given."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """auto: bf16 where this machine measures faster with it."""
+    checkpoint_every: int | None = None
+    """Also write a checkpoint every so many steps; always one at the end of an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All of it. ``Recipe.from_yaml`` and ``to_yaml`` are inverse to each other."""
+
+    data: DataRecipe = field(default_factory=DataRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    adapt: AdaptRecipe = field(default_factory=AdaptRecipe)
+    plan: PlanRecipe = field(default_factory=PlanRecipe)
+    train: TrainRecipe = field(default_factory=TrainRecipe)
+    seed: int = 0
+    """Order of rows, initial weights, dropout and augmentation all follow from it."""
+    out: str | None = None
+    """The run's folder; runs/MODEL-DATA-N when not given."""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+        """Read a YAML file, then apply ``key=value`` overrides. Raises RecipeError with the file and line."""
+        from frostline.recipe_reader import resolve
+
+        return resolve(path, overrides)[0]
+
+    def to_yaml(self) -> str:
+        """Every field, defaults included, so that the file means the same in a later version."""
+        import yaml
+
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+    def with_values(self, values: Mapping[str, Any], source: str = "argument") -> Recipe:
+        """A copy with dotted keys replaced, each value checked like a line of YAML.
+
+        >>> Recipe().with_values({"train.lr": "3e-4", "adapt": "last 3"}).adapt.last
+        3
+        """
+        from frostline.recipe_reader import assign
+
+        return assign(self, values, source)
+
+
+@functools.cache
+def describe(cls: type) -> dict[str, str]:
+    """``{field: the docstring that stands under it}`` of a recipe class, read from its source.
+
+    >>> describe(TrainRecipe)["epochs"]
+    'Passes over the training rows.'
+    """
+    body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+    found = {}
+    for statement, following in zip(body, body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+            found[statement.target.id] = str(following.value.value)  # type: ignore[union-attr]
+    return found

@@ -1,0 +1,219 @@
+"""Reading a recipe: YAML files, ``key=value`` flags and Python values, all through one converter.
+
+The converter knows each field's type, so ``lr: 3e-4`` is a number and ``cache: off`` a choice whatever YAML 1.1 thinks
+of them. It also keeps where each value came from, for the table that is printed before a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from frostline.errors import RecipeError
+from frostline.recipe import Recipe
+
+
+def resolve(path: str | Path | None, overrides: Iterable[str] = ()) -> tuple[Recipe, dict[str, str]]:
+    """The recipe of a YAML file (or the defaults) with ``key=value`` overrides, and where each given value came from.
+
+    Returns the recipe and ``{dotted key: source}``, with sources such as ``recipe.yaml:12`` and ``command line``.
+    """
+    given: dict[str, tuple[Any, str]] = {}
+    if path is not None:
+        given.update(_read_yaml(Path(path)))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"command line: got {override!r}, expected key=value, for example train.lr=3e-4")
+        given.update(_flatten(key.strip(), _parse(text, "command line"), "command line"))
+    return _build_all(Recipe(), given), {key: source for key, (_, source) in given.items()}
+
+
+def assign(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
+    """A copy of ``recipe`` with the dotted keys of ``values`` replaced, each value checked."""
+    return _build_all(recipe, {key: (value, f"{source} {key}") for key, value in _flatten("", dict(values)).items()})
+
+
+def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}. Write one with: frostline init DATA") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, yaml.MappingNode):
+        raise RecipeError(f"{path}:1: got {text[:40]!r}, expected keys such as data: and train:. Write a recipe with: frostline init DATA")
+    return _flatten("", _plain(tree, path.name), path.name)
+
+
+class _Text(str):
+    """A scalar of a YAML file, still text, with the line that it stands on."""
+
+    line: int | None = None
+
+
+def _plain(node: Any, name: str) -> Any:
+    """A YAML node as dicts, lists and :class:`_Text`; the field's type decides later what a scalar means."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        pairs: dict[str, Any] = {}
+        for key, value in node.value:
+            if key.value in pairs:
+                raise RecipeError(f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here for the second time; keep one of them")
+            pairs[key.value] = _plain(value, name)
+        return pairs
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, name) for item in node.value]
+    text = _Text(node.value)
+    text.line = node.start_mark.line + 1
+    return text
+
+
+def _parse(text: str, name: str) -> Any:
+    import yaml
+
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return text  # a path with a colon, say: the field's type will judge it
+    if tree is None or isinstance(tree, yaml.ScalarNode):
+        return text
+    return _plain(tree, name)
+
+
+def _flatten(key: str, value: Any, source: str = "argument") -> dict[str, tuple[Any, str]] | dict[str, Any]:
+    """Nested dicts as dotted keys; with the source of each value unless values come from Python."""
+    if isinstance(value, dict) and (value or not key):
+        flat: dict[str, Any] = {}
+        for name, item in value.items():
+            flat.update(_flatten(f"{key}.{name}" if key else str(name), item, source))
+        return flat
+    if source == "argument":
+        return {key: value}
+    line = getattr(value, "line", None)
+    return {key: (value, f"{source}:{line}" if line else source)}
+
+
+_SHORTHAND = {"adapt": "method"}  # `adapt: lora` means `adapt: {method: lora}`
+
+
+def _build_all(recipe: Any, given: Mapping[str, tuple[Any, str]]) -> Any:
+    values: dict[str, Any] = {}
+    for key, (value, source) in given.items():
+        if key in _SHORTHAND and not isinstance(value, dict) and value not in (None, ""):
+            words = str(value).split()
+            values[f"{key}.{_SHORTHAND[key]}"] = (words[0], source)
+            if len(words) == 2 and words[0] == "last":
+                values[f"{key}.last"] = (words[1], source)
+            elif len(words) > 1:
+                raise RecipeError(f"{source}: {key} got {value!r}, expected one method, such as head, lora or last 2")
+        else:
+            values[key] = (value, source)
+    return _build(type(recipe), recipe, values, "")
+
+
+def _build(cls: type, current: Any, values: Mapping[str, tuple[Any, str]], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    changes: dict[str, Any] = {}
+    below: dict[str, dict[str, tuple[Any, str]]] = {}
+    for key, (value, source) in values.items():
+        first, _, rest = key.partition(".")
+        if first not in hints or (rest and not dataclasses.is_dataclass(hints[first])):
+            raise RecipeError(f"{source}: unknown key {prefix + key!r}{_nearest(prefix + key)}")
+        if dataclasses.is_dataclass(hints[first]):
+            if not rest:
+                if value not in (None, "", {}):
+                    raise RecipeError(f"{source}: {prefix + key} got {value!r}, expected keys below it: {', '.join(_names(hints[first]))}")
+                continue
+            below.setdefault(first, {})[rest] = (value, source)
+        else:
+            changes[first] = _convert(value, hints[first], prefix + first, source)
+    for first, inner in below.items():
+        changes[first] = _build(hints[first], getattr(current, first), inner, f"{prefix}{first}.")
+    return dataclasses.replace(current, **changes)
+
+
+def _names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+@functools.cache
+def all_keys(cls: type = Recipe, prefix: str = "") -> tuple[str, ...]:
+    """Every dotted key of a recipe."""
+    keys: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        keys += all_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]  # type: ignore[arg-type]
+    return tuple(keys)
+
+
+def _nearest(key: str) -> str:
+    leaf = key.rpartition(".")[2]
+    known = all_keys()
+    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(key, known, 1, 0.6)
+    if not close:
+        leaves = {k.rpartition(".")[2]: k for k in known}
+        close = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
+    return f"; did you mean {close[0]!r}?" if close else f"; the keys are: {', '.join(known)}"
+
+
+def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
+    """``value`` as the type that the field declares. Raises RecipeError with the source, the value and what was expected."""
+
+    def refuse(expected: str) -> RecipeError:
+        received = str(value) if isinstance(value, _Text) else value
+        return RecipeError(f"{source}: {key} got {received!r}, expected {expected}")
+
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None or (isinstance(value, str) and value.lower() in ("", "null", "none", "~")):
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    if typing.get_origin(hint) is Literal:
+        options = typing.get_args(hint)
+        text = {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+        if text not in options:
+            close = difflib.get_close_matches(text, options, 1)
+            raise refuse(f"one of {', '.join(options)}" + (f"; did you mean {close[0]!r}?" if close else ""))
+        return text
+    if typing.get_origin(hint) is list:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple):
+            raise refuse("a list, as in [flatten, dense 256 relu]")
+        return [str(item) for item in value]
+    if hint is bool:
+        switches = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+        if str(value).lower() not in switches:
+            raise refuse("on or off")
+        return switches[str(value).lower()]
+    if hint in (int, float):
+        return _number(value, hint, refuse)
+    if not isinstance(value, str | Path):
+        raise refuse("text")
+    return str(value)
+
+
+def _number(value: Any, hint: type, refuse: Any) -> Any:
+    expected = "a whole number, such as 32" if hint is int else "a number, such as 3e-4"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise refuse(expected)
+    try:
+        number = float(value)
+    except ValueError:
+        raise refuse(expected) from None
+    if number != number or number in (float("inf"), float("-inf")) or (hint is int and number != int(number)):
+        raise refuse(expected)
+    return hint(number)
