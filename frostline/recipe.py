@@ -157,6 +157,8 @@ class PlanRecipe:
     """exact: only passes that give the plain result; fast: also passes that trade exactness for speed."""
     cache: Literal["auto", "on", "off"] = "auto"
     """Store the outputs of the frozen prefix and train on them."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Keep the channels of images innermost; auto: where a few timed passes are faster so."""
     cache_limit_gb: float = 20.0
     """Most disk that the store may take, in GB."""
 

@@ -48,7 +48,7 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}. Write one with: frostline init DATA") from error
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = _compose(text, path.name)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if tree is None:
@@ -56,6 +56,25 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
     if not isinstance(tree, yaml.MappingNode):
         raise RecipeError(f"{path}:1: got {text[:40]!r}, expected keys such as data: and train:. Write a recipe with: frostline init DATA")
     return _flatten("", _plain(tree, path.name), path.name)
+
+
+_DEEPEST = 20
+
+
+def _compose(text: str, name: str) -> Any:
+    """The nodes of a YAML text of plain values. Tags name code, and aliases and nesting can grow without end: all are refused."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        tag = getattr(event, "tag", None)
+        strange = "an alias" if isinstance(event, yaml.AliasEvent) else f"the tag {tag!r}" if tag else ""
+        if depth > _DEEPEST:
+            strange = f"{depth} levels of nesting"
+        if strange and depth:  # depth 0: a flag's value is only text
+            raise RecipeError(f"{name}:{event.start_mark.line + 1}: got {strange}, expected plain values, such as epochs: 3")
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 class _Text(str):
@@ -71,6 +90,8 @@ def _plain(node: Any, name: str) -> Any:
     if isinstance(node, yaml.MappingNode):
         pairs: dict[str, Any] = {}
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise RecipeError(f"{name}:{key.start_mark.line + 1}: got a list or mapping for a key, expected a name, such as epochs: 3")
             if key.value in pairs:
                 raise RecipeError(f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here for the second time; keep one of them")
             pairs[key.value] = _plain(value, name)
@@ -86,7 +107,7 @@ def _parse(text: str, name: str) -> Any:
     import yaml
 
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = _compose(text, name)
     except yaml.YAMLError:
         return text  # a path with a colon, say: the field's type will judge it
     if tree is None or isinstance(tree, yaml.ScalarNode):

@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
+import torch
 
 from frostline.data.report import DataReport
 from frostline.errors import DataError
@@ -39,6 +41,18 @@ class Schema:
     def outputs(self) -> int:
         """How many numbers the network ends in."""
         return 1 if self.target == "number" else len(self.labels)
+
+
+def labels_tensor(table: pa.Table, schema: Schema) -> torch.Tensor:
+    """The labels of a split as batches hold them: int64 (rows,) for a class, float32 (rows, outputs) otherwise."""
+    if schema.target == "class":
+        return torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+    if schema.target == "number":
+        return torch.from_numpy(table["label"].to_numpy().astype(np.float32)).unsqueeze(1)
+    hot = torch.zeros(table.num_rows, schema.outputs)
+    for row, labels in enumerate(table["label"].to_pylist()):
+        hot[row, labels] = 1.0
+    return hot
 
 
 @dataclass(kw_only=True)

@@ -29,6 +29,8 @@ class Batch:
     """int64 (rows,) for a class; float32 (rows, outputs) for several labels, mixed classes or numbers."""
     rows: torch.Tensor
     """int64 (rows,): positions in the split's table."""
+    border: tuple[torch.Tensor, ...] | None = None
+    """What the frozen prefix gives for these rows, where it was cached; None: the prefix has to be run."""
 
 
 Encode = Callable[[np.ndarray, int | None], Batch]

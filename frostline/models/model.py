@@ -9,6 +9,7 @@ from torch import nn
 
 from frostline.data.dataset import Schema
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+from frostline.recipe import Recipe
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,8 @@ class Model:
     """Names of the body's repeated blocks, from input to output: the units of `adapt: last N`, `gradual` and lr_decay."""
     head: list[str] = field(default_factory=list)
     """Names of the modules that make up the head: new, and always learning."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """The options that loaded it (under ``model``, and ``seed``, ``data.size`` …), for the run's recipe."""
 
     def in_head(self, parameter: str) -> bool:
         """Whether a parameter's dotted name lies in the head."""

@@ -1,0 +1,59 @@
+"""What every benchmark shares: running a side in a process of its own, and the table with the date and the machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def machine_line() -> str:
+    """The processor, its cores, and this machine's rates as Frostline measures them."""
+    from frostline.plan.machine import machine
+
+    name = platform.processor()
+    try:
+        name = next(line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    here = machine(again=True)
+    return f"{name}, {os.cpu_count()} cores; fp32 {here.fp32_gflops:.0f}, bf16 {here.bf16_gflops:.0f} GFLOP/s"
+
+
+def last_json_line(command: list[str], cwd: Path | None = None, **environment: str) -> dict[str, Any]:
+    """Run a command in a process of its own, with an empty Frostline cache, and read the last line that it prints."""
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            command, cwd=cwd, env={**os.environ, "FROSTLINE_CACHE": cache, **environment}, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def publish(name: str, headers: list[str], rows: list[list[object]], **facts: Any) -> None:
+    """Print the table, and write it with all facts to benchmarks/results/NAME.json, from which the README's figures come."""
+    from frostline.terminal import table
+
+    about = {"date": datetime.date.today().isoformat(), "machine": machine_line()}
+    print(f"\n{name} · {about['date']} · {about['machine']}\n")
+    print(table(headers, rows))
+    for key, value in facts.items():
+        print(f"{key}: {value}")
+    RESULTS.mkdir(exist_ok=True)
+    content = {**about, "headers": headers, "rows": rows, "facts": facts}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")

@@ -1,0 +1,121 @@
+"""The verbs, put together from the stages. ``frostline/__init__.py`` and the command line both call these."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from frostline.adapt.lora import inject
+from frostline.check import refuse_conflicts
+from frostline.data.dataset import Dataset
+from frostline.data.encode import split_source
+from frostline.errors import RunError
+from frostline.evaluate.html import report_html
+from frostline.evaluate.predict import predict as predict_inputs
+from frostline.evaluate.report import Report, build_report
+from frostline.evaluate.score import score_split
+from frostline.files import write_atomically
+from frostline.models import load as loading
+from frostline.models.model import Model
+from frostline.plan.decision import Decision
+from frostline.plan.plan import Plan, plan_options, plan_recipe
+from frostline.progress import say, say_nothing
+from frostline.recipe import Recipe
+from frostline.train.loop import train_into
+from frostline.train.record import Recorder
+from frostline.train.run import Run, create_run, open_run
+
+Say = Callable[[str], None]
+
+
+def load(name: Any = None, **options: Any) -> Model:
+    """A network by name, from a folder or hub id, from a run, or a module of the user's; see ``frostline.load``."""
+    if isinstance(name, Run):
+        name = name.model_folder
+    return loading.load(name, rebuild=inject, **options)
+
+
+def plan(model: Model, data: Dataset, **options: Any) -> Plan:
+    """Plan a run from Python options; see ``frostline.plan``."""
+    recipe = plan_options(model, data, options)
+    refuse_conflicts(recipe, data.schema, data)
+    return plan_recipe(recipe, model, data)
+
+
+def train(plan: Plan, *, quiet: bool = False, say: Say | None = None) -> Run:
+    """Carry out a plan in a new folder."""
+    run = create_run(plan.recipe, _run_name(plan))
+    write_atomically(run.folder / "recipe.yaml", _rerunnable(plan.recipe).to_yaml().encode())
+    plan.data.save(run.folder / "data")
+    run.write_json("plan.json", plan.to_dict())
+    train_into(run, plan, Recorder(run, plan), say=_voice(say, quiet), quiet=quiet)
+    return run
+
+
+def resume(folder: str | os.PathLike[str], *, quiet: bool = False, say: Say | None = None) -> Run:
+    """Go on with a run from its last checkpoint, as its recipe, its plan and its rows were."""
+    run = open_run(folder)
+    if run.cost:
+        raise RunError(f"{str(run.folder)!r} is finished, expected a run that was stopped. Look at it with: frostline evaluate {run.folder}")
+    recipe, data = run.recipe, run.data
+    decisions = [Decision(**decision) for decision in run.plan["decisions"]]
+    plan = plan_recipe(recipe, loading.from_recipe(recipe, data), data, forced=decisions)
+    train_into(run, plan, Recorder(run, plan, resume=True), say=_voice(say, quiet), quiet=quiet)
+    return run
+
+
+def evaluate(run: Run | str | os.PathLike[str], split: str | None = None, *, quiet: bool = False) -> Report:
+    """Score a split of a run, and write report.json and report.html into its folder."""
+    run = run if isinstance(run, Run) else open_run(run)
+    model, data = load(run), run.data
+    split = split or next(name for name in ("test", "validation", "train") if name in data.splits)
+    if split not in data.splits:
+        raise RunError(f"split={split!r}: the run {str(run.folder)!r} has {', '.join(data.splits)}. Choose one of them with --split")
+    recipe = run.recipe
+    source = split_source(data.splits[split], data.schema, model.card.preprocess, max_pixels=recipe.data.max_pixels)
+    scores = score_split(model, data.schema, source, recipe.train.batch, quiet)
+    report = build_report(
+        data.schema, scores, source.labels.numpy(), _origins(source.table), split=split,
+        history=run.history, cost=run.cost or None, data_report=data.report.to_dict(),
+    )  # fmt: skip
+    write_atomically(run.folder / "report.json", report.to_json().encode())
+    write_atomically(run.folder / "report.html", report_html(report, f"{model.card.name} · {run.folder.name}").encode())
+    return report
+
+
+def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:
+    """Predict with a run, a model's folder or a Model; see ``frostline.predict``."""
+    model = run if isinstance(run, Model) else load(run)
+    return predict_inputs(model, inputs, **options)
+
+
+def _voice(given: Say | None, quiet: bool) -> Say:
+    return say_nothing if quiet else (given or say)
+
+
+def _run_name(plan: Plan) -> str:
+    source = plan.recipe.data.path or plan.data.schema.task
+    words = [Path(plan.recipe.model.name or plan.model.card.name).name, Path(source).stem]
+    return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.") or "run"
+
+
+def _rerunnable(recipe: Recipe) -> Recipe:
+    """The recipe as the run's folder holds it: paths made absolute, and no ``out``, since that folder is taken."""
+
+    def absolute(path: str | None) -> str | None:
+        return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+    data = dataclasses.replace(recipe.data, **{name: absolute(getattr(recipe.data, name)) for name in ("path", "train", "validation", "test")})
+    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name), weights=absolute(recipe.model.weights))
+    return dataclasses.replace(recipe, data=data, model=model, out=None)
+
+
+def _origins(table: Any) -> list[str]:
+    for column in ("path", "text", "origin"):
+        if column in table.column_names:
+            return table[column].to_pylist()
+    return table["id"].to_pylist()

@@ -1,0 +1,163 @@
+"""The run doctor before a run (law 10): everything that is wrong or doubtful, found and reported together.
+
+``frostline check`` prepares the data, looks at the recipe, reads the model, and shows three rows as the model will see
+them; it trains nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frostline.data.dataset import Dataset, Schema
+from frostline.data.encode import split_source
+from frostline.data.preprocess import TextPreprocess
+from frostline.errors import FrostlineError, RecipeError
+from frostline.models.model import Model
+from frostline.recipe import Recipe
+from frostline.tasks.losses import loss_conflicts
+
+_EPOCH_METRICS = {
+    "class": ("loss", "accuracy", "f1_macro"),
+    "multi-label": ("loss", "f1_micro", "f1_macro", "subset_accuracy"),
+    "number": ("loss", "mae", "rmse", "mse", "r2"),
+}
+"""What `train.best_by` may name."""
+
+
+@dataclass(kw_only=True)
+class Findings:
+    """What a check found: errors stop a run, warnings do not."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """A few rows as the model sees them."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": not self.errors}
+
+    def __str__(self) -> str:
+        lines = [f"error: {text}" for text in self.errors] + [f"warning: {text}" for text in self.warnings]
+        for row in self.rows:
+            lines.append("row: " + "; ".join(f"{name} {value}" for name, value in row.items()))
+        lines.append(f"{len(self.errors)} errors, {len(self.warnings)} warnings")
+        return "\n".join(lines)
+
+
+def refuse_conflicts(recipe: Recipe, schema: Schema, data: Dataset) -> None:
+    """Raise one RecipeError that names every conflict of the recipe with itself and with the data."""
+    found = conflicts(recipe, schema, data)
+    if found:
+        raise RecipeError("\n".join(found))
+
+
+def conflicts(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
+    """Every setting that cannot be carried out, each as one message with its fix."""
+    return [*_out_of_range(recipe), *loss_conflicts(recipe.train, schema), *_with_data(recipe, schema, data)]
+
+
+def _out_of_range(recipe: Recipe) -> list[str]:
+    train, adapt = recipe.train, recipe.adapt
+    rules = [
+        ("train.epochs", train.epochs, train.epochs >= 1, "1 or more", "3"),
+        ("train.batch", train.batch, train.batch >= 1, "1 or more", "32"),
+        ("train.accumulate", train.accumulate, train.accumulate >= 1, "1 or more", "1"),
+        ("train.lr", train.lr, train.lr is None or train.lr > 0, "more than 0", "1e-3"),
+        ("train.weight_decay", train.weight_decay, train.weight_decay >= 0, "0 or more", "0.01"),
+        ("train.momentum", train.momentum, 0 <= train.momentum < 1, "0 or more and below 1", "0.9"),
+        ("train.warmup", train.warmup, train.warmup >= 0, "0 or more", "0.06"),
+        ("train.clip", train.clip, train.clip is None or train.clip > 0, "more than 0", "1"),
+        ("train.ema", train.ema, train.ema is None or 0 < train.ema < 1, "between 0 and 1", "0.999"),
+        ("train.early_stopping", train.early_stopping, train.early_stopping is None or train.early_stopping >= 1, "1 or more", "3"),
+        ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every is None or train.checkpoint_every >= 1, "1 or more", "100"),
+        ("adapt.every", adapt.every, adapt.every >= 1, "1 or more", "1"),
+        ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),
+    ]
+    return [f"{key} got {value!r}, expected {expected}. Use: {key}={example}" for key, value, fine, expected, example in rules if not fine]
+
+
+def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
+    train, augment = recipe.train, recipe.data.augment
+    found = []
+    needs_validation = [name for name, on in [("early_stopping", train.early_stopping), ("schedule=plateau", train.schedule == "plateau")] if on]
+    if needs_validation and "validation" not in data.splits:
+        found.append(f"train.{needs_validation[0]} goes by validation results, and the data has no validation split. Use: data.val=0.1")
+    if train.best_by is not None and train.best_by not in _EPOCH_METRICS[schema.target]:
+        found.append(f"train.best_by got {train.best_by!r}, expected one of {', '.join(_EPOCH_METRICS[schema.target])}. Use: train.best_by=loss")
+    if augment.random and schema.task != "image-classification":
+        found.append(f"data.augment is for images, and the task is {schema.task!r}. Remove data.augment from the recipe")
+    if (augment.mixup or augment.cutmix) and schema.target == "number":
+        found.append("data.augment.mixup and cutmix mix classes, and data.target is 'number'. Use: data.augment.mixup=0 data.augment.cutmix=0")
+    return found
+
+
+def check(recipe: Recipe) -> Findings:
+    """Prepare, load and look; every problem is collected instead of raised."""
+    from frostline.data.prepare import from_recipe
+    from frostline.models.load import from_recipe as load_model
+
+    findings = Findings()
+    try:
+        data = from_recipe(recipe)
+    except FrostlineError as error:
+        findings.errors.append(str(error))
+        return findings
+    findings.warnings += data.report.warnings
+    findings.errors += conflicts(recipe, data.schema, data)
+    findings.errors += _room(recipe)
+    try:
+        model = load_model(recipe, data)
+        findings.rows = rows_as_seen(model, data)
+        findings.warnings += _truncation(model, data)
+    except FrostlineError as error:
+        findings.errors.append(str(error))
+    return findings
+
+
+def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, Any]]:
+    """Rows of the training split as they reach the network, for people to look at."""
+    table = data.splits["train"].slice(0, count)
+    preprocess = model.card.preprocess
+    source = split_source(table, data.schema, preprocess)
+    rows = []
+    for index in range(table.num_rows):
+        batch = source.encode(np.array([index]), None)
+        shown: dict[str, Any] = {"label": _label(data.schema, table["label"][index].as_py())}
+        if isinstance(preprocess, TextPreprocess):
+            ids = batch.inputs["input_ids"][0].tolist()
+            shown |= {"text": table["text"][index].as_py()[:200], "tokens": preprocess.tokenizer.convert_ids_to_tokens(ids)[:40], "length": len(ids)}
+        else:
+            pixels = batch.inputs["pixel_values"]
+            origin = table["path"][index].as_py() if "path" in table.column_names else f"row {index}"
+            shown |= {"image": origin, "shape": list(pixels.shape[1:]), "mean": round(float(pixels.mean()), 3), "std": round(float(pixels.std()), 3)}
+        rows.append(shown)
+    return rows
+
+
+def _label(schema: Schema, label: Any) -> Any:
+    if schema.target == "number":
+        return label
+    return [schema.labels[i] for i in label] if isinstance(label, list) else schema.labels[label]
+
+
+def _truncation(model: Model, data: Dataset) -> list[str]:
+    if not isinstance(model.card.preprocess, TextPreprocess):
+        return []
+    source = split_source(data.splits["train"], data.schema, model.card.preprocess)
+    if not source.truncated:
+        return []
+    length = model.card.preprocess.max_length
+    return [f"{source.truncated:.1%} of the training texts are longer than {length} tokens and are cut. Raise data.max_length if the end matters"]
+
+
+def _room(recipe: Recipe) -> list[str]:
+    folder = Path(recipe.out or ".").absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return [] if free > 200e6 else [f"out={str(folder)!r} has {free / 1e6:.0f} MB free, expected 200 MB at least. Choose another disk with --out"]

@@ -1,0 +1,89 @@
+"""Which column is the text, the label, or the image's path: named by the recipe, or guessed from a fixed list of names.
+
+The first name of the list that the table has wins, whatever its case, so the same header always gives the same guess; every
+guess is noted with the key that overrides it. Two columns that fit the winning name equally (``Text`` and ``text``) are an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from frostline.errors import DataError
+
+NAMES = {
+    "text": ["text", "sentence", "review", "content", "comment", "title", "body", "message", "文本", "内容", "评论", "句子"],
+    "label": ["label", "labels", "class", "category", "sentiment", "target", "stars", "rating", "y", "标签", "类别", "情感", "分类"],
+    "image": ["path", "image", "file", "filename", "file_name", "img", "图片", "路径", "文件"],
+}
+_FLAGS = {"text": "data.input_column", "label": "data.label_column", "image": "data.input_column"}
+
+Role = Literal["text", "label", "image"]
+
+
+def find_column(names: Sequence[str], role: Role) -> str | None:
+    """The column that the list of names points to, or None; for a text with a title, ``title+body``.
+
+    >>> find_column(["id", "Review", "stars"], "text")
+    'Review'
+    """
+    candidates = _candidates(names, role)
+    if role != "text" or not candidates:
+        return candidates[0] if candidates else None
+    title = next((name for name in candidates if name.casefold() == "title"), None)
+    other = next((name for name in candidates if name != title), None)
+    return f"{title}+{other}" if title and other else candidates[0]
+
+
+def choose_column(names: Sequence[str], role: Role, given: str | None, where: str) -> tuple[str, list[str]]:
+    """``(column, notes)``: the column that the recipe names, else the guess. Raises DataError listing the columns there are.
+
+    A ``given`` text column may join several, as in ``title+body``.
+    """
+    flag = _FLAGS[role]
+    if given is not None:
+        missing = [part for part in _parts(names, role, given) if part not in names]
+        if missing:
+            raise DataError(
+                f"{where}: {flag} got {given!r}, but there is no column {missing[0]!r}; the columns are: {_listed(names)}. Set {flag}=NAME"
+            )
+        return given, []
+    found = find_column(names, role)
+    if found is None:
+        raise DataError(
+            f"{where}: no column looks like the {_what(role)}; the columns are: {_listed(names)}. "
+            f"Set {flag}=NAME (names that are recognised: {', '.join(NAMES[role])})"
+        )
+    alike = [name for name in names if name.casefold() == found.casefold()]
+    if len(alike) > 1:
+        raise DataError(
+            f"{where}: the columns {_listed(alike)} could each be the {_what(role)}; the columns are: {_listed(names)}. Set {flag}=NAME"
+        )
+    others = [name for name in _candidates(names, role) if name not in found.split("+")]
+    also = f"; {_listed(others)} would fit too" if others else ""
+    return found, [f"{_what(role)} column: {found!r} (guessed; set {flag}{also})"]
+
+
+def split_joined(names: Sequence[str], column: str) -> list[str]:
+    """The columns that ``title+body`` stands for; a column whose own name holds a plus is itself.
+
+    >>> split_joined(["title", "body"], "title+body")
+    ['title', 'body']
+    """
+    return [column] if column in names else column.split("+")
+
+
+def _parts(names: Sequence[str], role: Role, given: str) -> list[str]:
+    return split_joined(names, given) if role == "text" else [given]
+
+
+def _candidates(names: Sequence[str], role: Role) -> list[str]:
+    return [name for wanted in NAMES[role] for name in names if name.casefold() == wanted]
+
+
+def _what(role: Role) -> str:
+    return "image path" if role == "image" else role
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "(none)"

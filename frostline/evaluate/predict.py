@@ -1,0 +1,251 @@
+"""Prediction: from a file, a folder, a table, a text or an array to labels and probabilities.
+
+A row goes through the same encoders as in training, so size, normalisation and tokens cannot differ. What cannot be read gets
+a result with an ``error`` in place of a label; the other rows of its batch are predicted all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from frostline.data.columns import choose_column, split_joined
+from frostline.data.dataset import Schema
+from frostline.data.encodings import read_text
+from frostline.data.image_encoder import encode_images
+from frostline.data.images import pillow_to_rgb
+from frostline.data.preprocess import ImagePreprocess
+from frostline.data.tables import TABLE_SUFFIXES, read_table, spell_column
+from frostline.data.text_encoder import encode_texts
+from frostline.errors import DataError
+from frostline.models.model import Model, logits_of
+from frostline.tasks import get_task
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+
+Encode = Callable[[list[Any]], dict[str, Tensor]]
+"""Sources of rows → the network's inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One row to predict."""
+
+    name: str
+    """What the result calls it: the path, the text, or ``array 3``."""
+    source: Any
+    """What is encoded: an image's path or pixels, a text."""
+    error: str | None = None
+    """Why it cannot be read, where that is known before decoding."""
+
+
+def predict(
+    model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, max_pixels: int = 100_000_000
+) -> list[dict[str, Any]]:
+    """One dict per row, in order: ``{"input", "label", "probability", "probabilities"}``, or ``{"input", "error"}``.
+
+    ``inputs``: one or a list of paths (a file, a folder, a CSV, JSONL or Parquet), arrays (uint8), Pillow images, or texts.
+    ``texts`` are taken as they are, even where a file of that name exists. ``label`` is a name, for several labels a list, or
+    a number. Raises DataError where nothing of an input can be read.
+    """
+    schema = model.card.schema
+    items = [item for one in _listed(inputs) for item in _expand(one, schema)]
+    literal = [texts] if isinstance(texts, str) else list(texts)
+    if literal and schema.task != "text-classification":
+        raise DataError(
+            f"texts: {literal[0]!r} was given to a model for {schema.task}, expected images. Give their paths instead of --text"
+        )
+    items += [Item(name=text, source=text) for text in literal]
+    encode = _encoder(model, max_pixels)
+    # Texts of like length meet in one batch, so that little is padded.
+    order = sorted(range(len(items)), key=lambda row: len(items[row].source or "") if schema.task == "text-classification" else 0)
+    results: dict[int, dict[str, Any]] = {}
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        results.update(zip(rows, _predict_some(model, encode, [items[row] for row in rows])))
+    return [results[row] for row in range(len(items))]
+
+
+def predict_batches(model: Model, encode: Encode, items: list[Any], batch: int) -> Iterator[np.ndarray]:
+    """The scores of each batch of items, float32 (rows, outputs). Every module's mode is as before whenever this yields."""
+    for start in range(0, len(items), batch):
+        yield _scores(model, encode(items[start : start + batch]))
+
+
+def show(schema: Schema, scores: np.ndarray) -> dict[str, Any]:
+    """One row's scores for a person: label, probability, probabilities."""
+    return get_task(schema.task).decode(schema, scores)
+
+
+def expand_inputs(inputs: Sequence[str], schema: Schema) -> list[Item]:
+    """Paths and texts → rows. Folders are searched in depth, in a fixed order; tables give their text or path column.
+
+    Raises DataError for a path that does not exist, a folder without anything to predict, and a table without the column.
+    """
+    return [item for one in inputs for item in _expand(one, schema)]
+
+
+def _listed(inputs: Any) -> list[Any]:
+    if isinstance(inputs, np.ndarray) and inputs.ndim == 4:
+        return list(inputs)
+    if isinstance(inputs, str | os.PathLike | np.ndarray | Image.Image):
+        return [inputs]
+    return list(inputs)
+
+
+def _expand(one: Any, schema: Schema) -> list[Item]:
+    images = schema.task == "image-classification"
+    if isinstance(one, Image.Image):
+        return [_pixels_of(one)]
+    if isinstance(one, np.ndarray):
+        return [Item(name=f"array {one.shape}", source=one)]
+    if not isinstance(one, str | os.PathLike):
+        raise DataError(
+            f'inputs: {one!r} is a {type(one).__name__}, expected a path, a text, an array or an image. Give a path: "photo.jpg"'
+        )
+    path = Path(one)
+    # An empty line would name the current folder.
+    if not str(one).strip() or not _exists(path):
+        if images or isinstance(one, os.PathLike):
+            raise DataError(f"inputs: {str(one)!r} does not exist, expected a file or folder. Look for it with: ls {path.parent}")
+        return [Item(name=str(one), source=str(one))]
+    if path.is_dir():
+        return _from_folder(path, images)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        return _from_table(path, images)
+    return [Item(name=str(one), source=str(one)) if images else _text_file(path)]
+
+
+def _exists(path: Path) -> bool:
+    """Whether a text happens to name a file; a text may be longer than any name, or hold a NUL."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _pixels_of(image: Image.Image) -> Item:
+    name = str(getattr(image, "filename", "") or f"image {image.size}")
+    try:
+        return Item(name=name, source=pillow_to_rgb(image))
+    except (DataError, OSError) as error:
+        return Item(name=name, source=None, error=str(error))
+
+
+def _text_file(path: Path) -> Item:
+    try:
+        return Item(name=str(path), source=read_text(path, None)[0].strip())
+    except DataError as error:
+        return Item(name=str(path), source=None, error=str(error))
+
+
+def _from_folder(folder: Path, images: bool) -> list[Item]:
+    suffixes = IMAGE_SUFFIXES if images else (".txt",)
+    root = folder.resolve()
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not _is_hidden(path.relative_to(folder))
+        and path.resolve().is_relative_to(root)
+    ]
+    if not found:
+        raise DataError(
+            f"inputs: the folder {str(folder)!r} holds no file to predict, expected {', '.join(suffixes)}. Give another folder or a file"
+        )
+    return [Item(name=str(path), source=str(path)) if images else _text_file(path) for path in found]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _from_table(path: Path, images: bool) -> list[Item]:
+    table = read_table(path)
+    names = table.table.column_names
+    column = names[0] if len(names) == 1 else choose_column(names, "image" if images else "text", None, str(path))[0]
+    parts = [spell_column(table.table[name].to_pylist()).to_pylist() for name in split_joined(names, column)]
+    values = [" ".join(str(part) for part in row if part) for row in zip(*parts, strict=True)]
+    items = [
+        _named_image(value, path.parent, origin) if images else Item(name=value, source=value)
+        for value, origin in zip(values, table.origins)
+    ]
+    return items + [Item(name=row.origin, source=None, error=row.reason) for row in table.set_aside]
+
+
+def _named_image(name: str, folder: Path, origin: str) -> Item:
+    """An image that a table names; as in training, only below the table's own folder."""
+    path = folder / name
+    if not name or not _exists(path):
+        return Item(name=name or origin, source=None, error=f"{origin}: {name!r} does not exist below {str(folder)!r}")
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return Item(name=name, source=None, error=f"{origin}: {name!r} lies outside {str(folder)!r}")
+    return Item(name=str(path), source=str(path))
+
+
+def _encoder(model: Model, max_pixels: int) -> Encode:
+    preprocess = model.card.preprocess
+    if isinstance(preprocess, ImagePreprocess):
+        return lambda sources: {"pixel_values": encode_images(sources, preprocess, max_pixels)}
+    return lambda sources: encode_texts(sources, preprocess)
+
+
+def _predict_some(model: Model, encode: Encode, items: list[Item]) -> list[dict[str, Any]]:
+    errors = {row: item.error for row, item in enumerate(items) if item.error is not None}
+    inputs = _encoded(encode, items, errors)
+    shown = iter(()) if inputs is None else (show(model.card.schema, row) for row in _scores(model, inputs))
+    return [
+        {"input": item.name, "error": errors[row]} if row in errors else {"input": item.name, **next(shown)}
+        for row, item in enumerate(items)
+    ]
+
+
+def _encoded(encode: Encode, items: list[Item], errors: dict[int, str]) -> dict[str, Tensor] | None:
+    """The inputs of the items that can be read; the others are added to ``errors``. One by one only after one has failed."""
+    sources = [item.source for row, item in enumerate(items) if row not in errors]
+    if not sources:
+        return None
+    try:
+        return encode(sources)
+    except (DataError, OSError):
+        readable = []
+        for row, item in enumerate(items):
+            if row in errors:
+                continue
+            try:
+                encode([item.source])
+                readable.append(item.source)
+            except (DataError, OSError) as error:
+                errors[row] = str(error)
+        return encode(readable) if readable else None
+
+
+def _scores(model: Model, inputs: dict[str, Tensor]) -> np.ndarray:
+    schema = model.card.schema
+    device = next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
+    # Inference mode is left before the caller goes on: around a yield it would reach into the caller's own code.
+    with _evaluating(model.module), torch.inference_mode():
+        logits = logits_of(model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
+        return get_task(schema.task).scores(schema, logits).cpu().numpy()
+
+
+@contextlib.contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; then each module back in its own (a plain ``train()`` would also wake what is frozen)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,81 @@
+"""Seconds, memory and disk of a run, from the probe's figures and the machine's rates.
+
+A run of E epochs over N training and V validation rows, in batches of B, with a frost line:
+
+    uncached  E · ((N + V) · (encode + prefix) + N/B · (step + update) + V/B · forward)
+    cached    (N + V) · (encode + prefix + write) + E · ((N + V) · read + N/B · (step + update) + V/B · forward)
+
+``encode`` runs in threads beside the computation but on the same cores, so its seconds are divided by the cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from frostline.plan.machine import Machine
+from frostline.plan.probe import Probe
+
+STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2, "adafactor": 0, "lion": 1, "muon": 1, "rmsprop": 2}
+"""Numbers that each optimiser keeps for every number that learns (adafactor: rows and columns only)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much there is to do."""
+
+    train_rows: int
+    validation_rows: int
+    epochs: int
+    batch: int
+    accumulate: int
+    learning: int
+    """Numbers that learn."""
+    optimizer: str
+    ema: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a run takes, predicted or measured."""
+
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+    parts: dict[str, float]
+    """Seconds by part."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def update_seconds(work: Work, machine: Machine) -> float:
+    """One optimiser step: every learning number, its gradient and its state are read and written once."""
+    tensors = 4 + 2 * STATE_TENSORS[work.optimizer] + 2 * work.ema
+    return work.learning * 4 * tensors / (machine.memory_gb_per_s * 1e9)
+
+
+def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes: int | None) -> dict[str, float]:
+    """Seconds by part; ``stored_bytes`` of the prefix's store, or None where the prefix runs every epoch."""
+    rows = work.train_rows + work.validation_rows
+    steps = work.train_rows / work.batch
+    parts = {
+        "step": work.epochs * steps * probe.step,
+        "update": work.epochs * steps / work.accumulate * update_seconds(work, machine),
+        "validation": work.epochs * work.validation_rows / work.batch * probe.forward,
+    }
+    passes = work.epochs if stored_bytes is None else 1
+    parts["read and encode"] = passes * rows * probe.encode_row / machine.cores
+    parts["frozen prefix"] = passes * rows * probe.prefix_row
+    if stored_bytes is not None:
+        parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)
+        parts["read store"] = work.epochs * stored_bytes / (machine.disk_read_gb_per_s * 1e9)
+    return {name: seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
+    """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
+    state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
+    waiting = probe.input_bytes * (workers + 2)
+    mapped = min(stored_bytes or 0, 2**30)  # pages of the store that stay mapped; the system takes them back when it needs them
+    return resident + state + probe.saved_bytes + probe.transient_bytes + waiting + mapped

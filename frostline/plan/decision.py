@@ -1,0 +1,17 @@
+"""Decision: one thing that the planner chose, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """``exact``: the result is the plain one up to floating-point reordering."""
+
+    what: str
+    on: bool
+    why: str
+    saves_seconds: float = 0.0
+    costs: str = ""
+    exact: bool = True

@@ -1,0 +1,132 @@
+"""A plan made runnable: where batches come from, and how a batch becomes logits.
+
+The training loop, the evaluation and the learning-rate finder all call :meth:`Execution.forward`; whether the frozen
+prefix is run or read from its store is decided batch by batch, here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frostline.data.encode import SplitSource
+from frostline.data.loader import Batch, Encode
+from frostline.models.model import Model, logits_of
+from frostline.plan.frost_line import FrostLine, capture, deviation, empty, resume_from_border
+from frostline.plan.store import PrefixStore, StoreDamaged
+
+TOLERANCE = 1e-4
+"""Largest relative difference between stored and recomputed values: batches of other sizes round differently."""
+
+
+@dataclass(kw_only=True)
+class Execution:
+    """How the batches of each split are made and run. ``say`` takes what the user should be told."""
+
+    model: Model
+    sources: dict[str, SplitSource]
+    workers: int
+    precision: str = "fp32"
+    channels_last: bool = False
+    line: FrostLine | None = None
+    """Set where the prefix is read from stores."""
+    stores: dict[str, PrefixStore] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
+
+    def encoder(self, split: str) -> Encode:
+        """What makes the batches of a split: from its store where there is one."""
+        source = self.sources[split]
+        return self._stored(split, source) if split in self.stores else source.encode
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (rows, outputs), float32 at least."""
+        with self._autocast():
+            if batch.border is not None:
+                assert self.line is not None, "a batch has border tensors but the plan has no frost line"
+                logits = resume_from_border(self.model.module, self.line, batch.inputs, batch.border)
+            else:
+                logits = logits_of(self.model.module(**self._laid_out(batch.inputs)))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def prefix(self, batch: Batch) -> list[Tensor]:
+        """The border tensors of a batch, by running the frozen prefix."""
+        assert self.line is not None, "no frost line"
+        with self._autocast():
+            return [tensor.contiguous() for tensor in capture(self.model.module, self.line, self._laid_out(batch.inputs))]
+
+    def prove(self, split: str, rows: int = 2) -> bool:
+        """Recompute a few stored rows, one by one, and compare; on a mismatch drop the store and say so.
+
+        One by one: a frozen output that depended on its batch mates would be found here too.
+        """
+        store = self.stores.get(split)
+        if store is None:
+            return True
+        count = self.sources[split].rows
+        for row in np.linspace(0, count - 1, num=min(rows, count), dtype=int):
+            batch = self.sources[split].encode(np.array([row]), None)
+            fresh = self.prefix(batch)
+            width = batch.inputs["attention_mask"].shape[1] if "attention_mask" in batch.inputs else None
+            try:
+                stored = store.read(torch.tensor([row]), width)
+            except StoreDamaged as damage:
+                return self._drop(split, str(damage))
+            for a, b in zip(fresh, stored, strict=True):
+                difference = (a.float() - b.float()).abs().max()
+                if not difference <= TOLERANCE * a.float().abs().max().clamp_min(1e-6):
+                    return self._drop(split, f"row {row} recomputed differs by {float(difference):.2e}")
+        return True
+
+    def check_line(self, batch: Batch) -> float:
+        """The relative difference that the frost line makes to a batch's logits; see :func:`frost_line.deviation`."""
+        assert self.line is not None, "no frost line"
+        with self._autocast():
+            return deviation(self.model.module, self.line, self._laid_out(batch.inputs))
+
+    def _stored(self, split: str, source: SplitSource) -> Encode:
+        images = "pixels" in source.table.column_names or "path" in source.table.column_names
+        example = source.encode(np.array([0]), None)
+
+        def encode(rows: np.ndarray, epoch: int | None) -> Batch:
+            store = self.stores.get(split)
+            if store is None:  # it was dropped since
+                return source.encode(rows, epoch)
+            index = torch.as_tensor(rows)
+            if images:
+                inputs = {name: empty((len(rows), *value.shape[1:]), value.dtype) for name, value in example.inputs.items()}
+                batch = Batch(inputs=inputs, labels=source.labels[index], rows=index)
+            else:
+                batch = source.encode(rows, epoch)
+            try:
+                batch.border = store.read(index, batch.inputs["attention_mask"].shape[1] if not images else None)
+            except StoreDamaged as damage:
+                self._drop(split, str(damage))
+                return source.encode(rows, epoch)
+            return batch
+
+        return encode
+
+    def _drop(self, split: str, reason: str) -> bool:
+        store = self.stores.pop(split, None)
+        if store is not None:
+            store.discard()
+            self.say(f"The stored outputs of the frozen prefix ({split}) failed their proof: {reason}. They were deleted; the prefix runs from here on.")
+        return False
+
+    def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.channels_last:
+            return inputs
+        return {name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for name, value in inputs.items()}
+
+    @contextlib.contextmanager
+    def _autocast(self) -> Iterator[None]:
+        if self.precision == "bf16":
+            with torch.autocast("cpu" if not next(self.model.module.parameters()).is_cuda else "cuda", dtype=torch.bfloat16):
+                yield
+        else:
+            yield

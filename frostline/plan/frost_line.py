@@ -1,0 +1,340 @@
+"""Finding the frost line of any module, by asking autograd.
+
+An output that does not require a gradient although gradients are on depends on nothing that learns. So one forward pass
+tells, for every call of a submodule, whether it lies before the line; a second pass under another seed tells whether
+chance (dropout, noise) plays a part. The outermost such calls are the frozen **prefix**.
+
+Which of their outputs does the learning part read? Each is replaced by a leaf that requires a gradient, the forward pass
+is run on these, and the leaves that a gradient reaches are the **border**: the only tensors that must be stored. In a run
+from the store the border calls give what was stored and the other prefix calls give empty tensors of the right shape, so
+that the model's own code runs unchanged after the line, whatever model it is. The store's pass proves the result: with
+the empty tensors full of NaN, the logits must equal the plain ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from frostline.models.model import logits_of
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The ``index``-th call of the submodule ``name`` within one forward pass."""
+
+    name: str
+    index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BorderTensor:
+    """One tensor that has to be stored: the ``position``-th tensor of what a prefix call returns."""
+
+    call: Call
+    position: int
+    per_token: bool
+    """Whether its second dimension is the text's length, so that rows are stored without padding."""
+    shape: tuple[int, ...]
+    """Of one row; for ``per_token``, of one token."""
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_unit(self) -> int:
+        """Bytes of one row (or of one token)."""
+        size = self.dtype.itemsize
+        for side in self.shape:
+            size *= side
+        return size
+
+
+@dataclass(kw_only=True)
+class FrostLine:
+    """Where what is frozen ends: prefix calls in their order, and the border tensors between them and what learns."""
+
+    prefix: list[Call]
+    border: list[BorderTensor]
+    outputs: dict[Call, _Recorded] = field(default_factory=dict, repr=False)
+    """The structure that each prefix call returns, with its tensors' shapes."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the modules before the line."""
+        return list(dict.fromkeys(call.name for call in self.prefix))
+
+
+@dataclass(kw_only=True)
+class _Recorded:
+    """What one call returned: tensors, the structure around them, and whether autograd saw anything that learns."""
+
+    parent: Call | None
+    tensors: list[Tensor] = field(default_factory=list)
+    leaves: list[Any] = field(default_factory=list)
+    """The flattened output, with ``_TENSOR`` where a tensor stood."""
+    structure: Any = None
+    frozen: bool = False
+    per_token: list[bool] = field(default_factory=list)
+    """For each tensor: whether its second dimension is the text's length."""
+
+
+_TENSOR = object()
+
+
+def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
+    """The frost line of ``module`` as it stands (its ``requires_grad`` flags and its modes), or None where there is none.
+
+    ``inputs``: keyword arguments of a real batch, at least 2 rows. The module's buffers and the random state are left as
+    they were.
+    """
+    with preserved(module):
+        calls, logits = _observe(module, inputs, seed=1)
+        if not logits.requires_grad:
+            return None
+        again, _ = _observe(module, inputs, seed=2)
+        learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
+        frozen = {call for call, seen in calls.items() if seen.frozen and call.name not in learning and _same(seen, again.get(call))}
+        outermost = [call for call, seen in calls.items() if call in frozen and seen.parent not in frozen and seen.tensors]
+        return _settle(module, inputs, {call: calls[call] for call in outermost})
+
+
+def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) -> FrostLine | None:
+    """Drop calls whose border is not a matter of rows (rotary tables, say: they are cheap) until the rest is consistent."""
+    rows = next(iter(inputs.values())).shape[0]
+    while prefix:
+        used = _used(module, inputs, prefix)
+        whole = {call for call, position in used if prefix[call].tensors[position].dim() == 0 or prefix[call].tensors[position].shape[0] != rows}
+        if not whole:
+            break
+        prefix = {call: seen for call, seen in prefix.items() if call not in whole}
+    if not prefix or not used:
+        return None
+    if not _mark_token_dimensions(module, inputs, prefix):
+        return None
+    border = []
+    for call, position in used:
+        tensor, per_token = prefix[call].tensors[position], prefix[call].per_token[position]
+        shape = tuple(tensor.shape[2 if per_token else 1 :])
+        border.append(BorderTensor(call=call, position=position, per_token=per_token, shape=shape, dtype=tensor.dtype))
+    for seen in prefix.values():
+        seen.tensors = [tensor.detach().to("meta") for tensor in seen.tensors]  # only shapes are needed from here on
+    return FrostLine(prefix=list(prefix), border=border, outputs=prefix)
+
+
+def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _Recorded], Tensor]:
+    """One forward pass with gradients on; every call of every submodule recorded in the order of their starts."""
+    calls: dict[Call, _Recorded] = {}
+    stack: list[Call] = []
+    counts: dict[str, int] = {}
+
+    def enter(name: str, *_: Any) -> None:
+        call = Call(name=name, index=counts.get(name, 0))
+        counts[name] = call.index + 1
+        calls[call] = _Recorded(parent=stack[-1] if stack else None)
+        stack.append(call)
+
+    def leave(name: str, child: nn.Module, args: Any, output: Any) -> None:
+        seen = calls[stack.pop()]
+        leaves, seen.structure = pytree.tree_flatten(output)
+        seen.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        seen.leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        plain = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
+        seen.frozen = plain and not any(tensor.requires_grad for tensor in seen.tensors)
+
+    handles = []
+    for name, child in module.named_modules():
+        if name:
+            handles.append(child.register_forward_pre_hook(functools.partial(enter, name)))
+            handles.append(child.register_forward_hook(functools.partial(leave, name)))
+    try:
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            logits = logits_of(module(**inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, logits
+
+
+def _same(first: _Recorded, second: _Recorded | None) -> bool:
+    """Whether two passes under different seeds gave the same, bit for bit."""
+    return second is not None and len(first.tensors) == len(second.tensors) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True)
+    )
+
+
+def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -> list[tuple[Call, int]]:
+    """The prefix outputs that the rest of the forward pass reads: those that a gradient reaches, and all that have none."""
+    leaves: dict[tuple[Call, int], Tensor] = {}
+
+    def give(call: Call) -> Any:
+        seen = prefix[call]
+        tensors = []
+        for position, tensor in enumerate(seen.tensors):
+            if tensor.is_floating_point():
+                leaf = tensor.detach().clone().requires_grad_()
+                leaves[call, position] = leaf
+                tensor = leaf * 1.0  # not a leaf, so that the model may change it in place
+            tensors.append(tensor)
+        return _rebuild(seen, tensors)
+
+    with replaced(module, prefix, give), torch.enable_grad():
+        logits = logits_of(module(**inputs))
+    keys = list(leaves)
+    gradients = torch.autograd.grad(logits.float().sum(), [leaves[key] for key in keys], allow_unused=True)
+    reached = {key for key, gradient in zip(keys, gradients, strict=True) if gradient is not None}
+    return [
+        (call, position)
+        for call, seen in prefix.items()
+        for position, tensor in enumerate(seen.tensors)
+        if (call, position) in reached or not tensor.is_floating_point()
+    ]
+
+
+def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -> bool:
+    """Fill ``per_token``: whether an output gets one shorter in dimension 1 when the text does. False: some change otherwise."""
+    for seen in prefix.values():
+        seen.per_token = [False] * len(seen.tensors)
+    if "attention_mask" not in inputs:
+        return True
+    width = inputs["attention_mask"].shape[1]
+    shorter = {name: value[:, :-1] if value.dim() > 1 and value.shape[1] == width else value for name, value in inputs.items()}
+    calls, _ = _observe(module, shorter, seed=1)
+    for call, seen in prefix.items():
+        for position, (long, short) in enumerate(zip(seen.tensors, calls[call].tensors, strict=True)):
+            differing = [d for d in range(long.dim()) if long.shape[d] != short.shape[d]]
+            if differing not in ([], [1]) or (differing == [1] and long.shape[1] != width):
+                return False
+            seen.per_token[position] = differing == [1]
+    return True
+
+
+def _rebuild(seen: _Recorded, tensors: list[Tensor]) -> Any:
+    queue = iter(tensors)
+    return pytree.tree_unflatten([next(queue) if leaf is _TENSOR else leaf for leaf in seen.leaves], seen.structure)
+
+
+@contextlib.contextmanager
+def replaced(module: nn.Module, prefix: Mapping[Call, Any], give: Callable[[Call], Any]) -> Iterator[None]:
+    """Within, the calls in ``prefix`` return ``give(call)`` and compute nothing; other calls run as ever."""
+    wanted: dict[str, set[int]] = {}
+    for call in prefix:
+        wanted.setdefault(call.name, set()).add(call.index)
+    counts = dict.fromkeys(wanted, 0)
+
+    def forward(name: str, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        index = counts[name]
+        counts[name] = index + 1
+        return give(Call(name=name, index=index)) if index in wanted[name] else plain(*args, **kwargs)
+
+    patched: list[tuple[nn.Module, Any]] = []
+    try:
+        for name in wanted:
+            child = module.get_submodule(name)
+            patched.append((child, child.__dict__.get("forward")))
+            child.forward = functools.partial(forward, name, child.forward)  # type: ignore[method-assign]
+        yield
+    finally:
+        for child, before in patched:
+            if before is None:
+                del child.__dict__["forward"]
+            else:
+                child.forward = before  # type: ignore[method-assign]
+
+
+def capture(module: nn.Module, line: FrostLine, inputs: Inputs) -> list[Tensor]:
+    """Run the frozen prefix on a batch and return its border tensors, in the order of ``line.border``."""
+    wanted = {(border.call.name, border.call.index) for border in line.border}
+    found: dict[tuple[str, int], list[Tensor]] = {}
+    counts: dict[str, int] = {}
+
+    def leave(name: str, child: nn.Module, args: Any, output: Any) -> None:
+        key = (name, counts.get(name, 0))
+        counts[name] = key[1] + 1
+        if key in wanted:
+            found[key] = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+            if len(found) == len(wanted):
+                raise _Enough
+
+    names = {name for name, _ in wanted}
+    handles = [module.get_submodule(name).register_forward_hook(functools.partial(leave, name)) for name in names]
+    try:
+        with torch.no_grad(), contextlib.suppress(_Enough):
+            module(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[border.call.name, border.call.index][border.position] for border in line.border]
+
+
+class _Enough(Exception):
+    """The border is complete; the rest of the forward pass is not needed."""
+
+
+def resume_from_border(module: nn.Module, line: FrostLine, inputs: Inputs, border: tuple[Tensor, ...], fill: float = 0.0) -> Tensor:
+    """The logits of ``module``, computed from the border on. ``fill``: what stands in tensors that nothing may read."""
+    rows = border[0].shape[0]
+    width = inputs["attention_mask"].shape[1] if "attention_mask" in inputs else None
+    stored = {(item.call, item.position): tensor for item, tensor in zip(line.border, border, strict=True)}
+
+    def give(call: Call) -> Any:
+        seen = line.outputs[call]
+        tensors = []
+        for position, example in enumerate(seen.tensors):
+            tensor = stored.get((call, position))
+            if tensor is None:
+                shape = [rows, width if seen.per_token[position] else example.shape[1], *example.shape[2:]] if example.dim() > 1 else [rows]
+                tensor = empty(shape, example.dtype, fill)
+            tensors.append(tensor)
+        return _rebuild(seen, tensors)
+
+    with replaced(module, line.outputs, give):
+        return logits_of(module(**inputs))
+
+
+def empty(shape: Any, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
+    """A tensor of the given shape that takes no memory: one number, expanded. ``fill`` counts for floating types only."""
+    number = torch.full((1,) * len(shape), fill if dtype.is_floating_point else 0, dtype=dtype)
+    return number.expand(tuple(shape))
+
+
+def without_pixels(inputs: Inputs, fill: float = 0.0) -> Inputs:
+    """The inputs with every floating tensor (pixels) replaced by an empty one; token ids and masks stay."""
+    return {name: empty(value.shape, value.dtype, fill) if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def deviation(module: nn.Module, line: FrostLine, inputs: Inputs) -> float:
+    """Largest difference between the plain logits and those from the border on, relative to the largest plain logit.
+
+    Everything that must not be read (pixels, prefix outputs that are no border) is NaN, so that a line that was found
+    wrongly gives NaN here, never a wrong number later.
+    """
+    with preserved(module), torch.no_grad():
+        torch.manual_seed(3)
+        plain = logits_of(module(**inputs))
+        border = tuple(capture(module, line, inputs))
+        torch.manual_seed(3)
+        short = resume_from_border(module, line, without_pixels(inputs, float("nan")), border, fill=float("nan"))
+    return float((plain - short).abs().max() / plain.abs().max().clamp_min(1e-12))
+
+
+@contextlib.contextmanager
+def preserved(module: nn.Module) -> Iterator[None]:
+    """Put back buffers (a learning BatchNorm's statistics) and torch's random state afterwards."""
+    state = torch.get_rng_state()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                buffer.copy_(buffers[name])

@@ -1,0 +1,144 @@
+"""What this machine can do, measured once and kept: floating-point rates, memory and disk bandwidth, free memory.
+
+Nothing is assumed from the processor's name. Of two machines that call themselves the same, one multiplied fp32 twice as
+fast as bf16 and the other the reverse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from frostline.files import cache_folder, write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Measured rates. GFLOP/s count a multiplication and an addition as two."""
+
+    name: str
+    cores: int
+    fp32_gflops: float
+    bf16_gflops: float
+    memory_gb_per_s: float
+    """Reading and writing one large array."""
+    disk_write_gb_per_s: float
+    disk_read_gb_per_s: float
+
+    @property
+    def fastest_precision(self) -> str:
+        """``bf16`` where it is at least a quarter faster than fp32, else ``fp32``."""
+        return "bf16" if self.bf16_gflops > 1.25 * self.fp32_gflops else "fp32"
+
+
+def machine(*, again: bool = False) -> Machine:
+    """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about two seconds."""
+    path = cache_folder() / f"machine-{_fingerprint()}.json"
+    if not again:
+        try:
+            return Machine(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            pass  # not measured yet, or by an older version: measure
+    measured = _measure()
+    write_atomically(path, json.dumps(asdict(measured), indent=1).encode())
+    return measured
+
+
+def memory_limit() -> int:
+    """Bytes that this process may use: free memory, or less where a container's limit (cgroup) is lower."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass  # not Linux: physical memory is the best that is known
+    for limit_file, used_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            free = min(free, int(Path(limit_file).read_text()) - int(Path(used_file).read_text()))
+        except (OSError, ValueError):
+            continue  # no such limit
+    return free
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _fingerprint() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = sorted({line for line in file if line.startswith(("model name", "flags", "cpu MHz")) and "MHz" not in line})
+    except OSError:
+        lines = [platform.processor()]
+    text = "".join(lines) + f"{os.cpu_count()} {torch.get_num_threads()} {torch.__version__} {torch.cuda.is_available()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _measure() -> Machine:
+    write, read = _disk_rates()
+    return Machine(
+        name=f"{platform.machine()} {platform.processor() or 'processor'}, {torch.get_num_threads()} threads",
+        cores=os.cpu_count() or 1,
+        fp32_gflops=_gemm_rate(torch.float32),
+        bf16_gflops=_gemm_rate(torch.bfloat16),
+        memory_gb_per_s=_memory_rate(),
+        disk_write_gb_per_s=write,
+        disk_read_gb_per_s=read,
+    )
+
+
+def best_seconds(work: Callable[[], object], budget: float = 0.3) -> float:
+    """The shortest of the times that fit in ``budget`` seconds (two at least), after one run to warm up."""
+    work()
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < budget:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _gemm_rate(dtype: torch.dtype, side: int = 768) -> float:
+    a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
+    with torch.inference_mode():
+        return 2 * side**3 / best_seconds(lambda: a @ b) / 1e9
+
+
+def _memory_rate() -> float:
+    source = torch.ones(16 * 2**20)  # 64 MB: beyond most caches
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+
+
+def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float]:
+    """Writing with fsync, and reading back; the read comes from the page cache, as a store that was just written does."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    content = os.urandom(2**20) * (size // 2**20)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        start = time.perf_counter()
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        wrote = time.perf_counter() - start
+        start = time.perf_counter()
+        with open(file.name, "rb") as again:
+            again.read()
+        return size / wrote / 1e9, size / (time.perf_counter() - start) / 1e9

@@ -1,0 +1,116 @@
+"""cache_prefix: run the frozen prefix once, store its outputs, and train on them.
+
+Condition: a frost line, and nothing random before it (augmentation changes the pixels every epoch). Saving: E - 1 of E
+passes through the prefix. Exact: the stored numbers are those that the prefix gives, up to the rounding of other batch
+sizes. Taken only where reading the store is predicted to cost less than running the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from frostline.data.encode import SplitSource
+from frostline.data.loader import load, plain_batches
+from frostline.data.preprocess import TextPreprocess
+from frostline.models.model import Card
+from frostline.plan.cost import Work, predict_seconds
+from frostline.plan.decision import Decision
+from frostline.plan.execution import TOLERANCE, Execution
+from frostline.plan.frost_line import FrostLine
+from frostline.plan.machine import Machine
+from frostline.plan.probe import Probe
+from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key
+from frostline.progress import progress
+from frostline.recipe import Recipe
+
+CACHED_SPLITS = ("train", "validation")
+
+
+def stored_bytes(line: FrostLine, sources: dict[str, SplitSource]) -> int:
+    """Disk that the stores of the splits which are read every epoch take."""
+    return sum(store_bytes(line.border, source.rows, int(_offsets(source)[-1])) for name, source in sources.items() if name in CACHED_SPLITS)
+
+
+def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, machine: Machine) -> Decision:
+    """Whether to cache, why, and what it saves. ``plan.cache`` on or off is obeyed where it is possible."""
+
+    def decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:
+        return Decision(what="cache_prefix", on=on, why=why, saves_seconds=saves, costs=costs, exact=True)
+
+    line = execution.line
+    if recipe.plan.cache == "off":
+        return decide(False, "switched off in the recipe")
+    if recipe.data.augment.random:
+        return decide(False, "images are augmented anew every epoch, so the frozen part sees other pixels each time")
+    if recipe.adapt.method == "gradual":
+        return decide(False, "the frost line moves while blocks thaw")
+    if line is None:
+        return decide(False, "nothing that is frozen stands before everything that learns")
+    difference = execution.check_line(_proof_batch(execution))
+    if not difference <= TOLERANCE:
+        return decide(False, f"the part after the line reads more than the line's border (logits differ by {difference:.1e})")
+    size = stored_bytes(line, execution.sources)
+    where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
+    if size > recipe.plan.cache_limit_gb * 1e9:
+        return decide(False, f"the store would take {size / 1e9:.1f} GB, more than plan.cache_limit_gb={recipe.plan.cache_limit_gb}")
+    plain = sum(predict_seconds(work, probe, machine, stored_bytes=None).values())
+    cached = sum(predict_seconds(work, probe, machine, stored_bytes=size).values())
+    if recipe.plan.cache == "auto" and cached >= 0.97 * plain:
+        return decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
+    return decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
+
+
+def _proof_batch(execution: Execution):  # type: ignore[no-untyped-def]
+    source = execution.sources["train"]
+    return source.encode(np.arange(min(3, source.rows)), None)
+
+
+def _offsets(source: SplitSource) -> torch.Tensor:
+    lengths = np.ones(source.rows, dtype=np.int64) if source.lengths is None else np.asarray(source.lengths, dtype=np.int64)
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def fill_stores(recipe: Recipe, execution: Execution, quiet: bool) -> int:
+    """Open the stores that exist and make those that do not. Returns the rows for which the prefix had to be run."""
+    line = execution.line
+    assert line is not None, "fill_stores needs a frost line"
+    weights = prefix_hash(execution.model.module, line.names)
+    ran = 0
+    for split in CACHED_SPLITS:
+        if split not in execution.sources:
+            continue
+        source = execution.sources[split]
+        key = store_key(line, source.table["id"].to_pylist(), weights, _preprocess_key(execution.model.card) + execution.precision)
+        offsets = _offsets(source)
+        store = open_store(key, line.border, source.rows, offsets)
+        if store is None:
+            store = create_store(key, line.border, source.rows, offsets, recipe.plan.cache_limit_gb * 1e9)
+            try:
+                _fill(execution, split, store, quiet)
+                store.finish({"split": split, "rows": source.rows})
+            except BaseException:
+                store.discard()
+                raise
+            ran += source.rows
+        execution.stores[split] = store
+    return ran
+
+
+def _fill(execution: Execution, split: str, store, quiet: bool) -> None:  # type: ignore[no-untyped-def]
+    source = execution.sources[split]
+    batches: Iterable = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
+    batches = list(batches)
+    with progress(total=source.rows, label=f"frozen part, {split}", quiet=quiet) as bar:
+        for batch in load(source.encode, batches, None, execution.workers):
+            store.write(batch.rows, execution.prefix(batch))
+            bar.update(len(batch.rows))
+
+
+def _preprocess_key(card: Card) -> str:
+    text = repr(sorted(card.preprocess.to_dict().items()))
+    if isinstance(card.preprocess, TextPreprocess):
+        text += card.preprocess.tokenizer.backend_tokenizer.to_str()
+    return text

@@ -1,0 +1,252 @@
+"""Plan: what will be done, why, how long it takes and how much memory and disk it needs. ``train`` does exactly that."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from frostline.adapt.apply import adapt, resolve_method
+from frostline.data.dataset import Dataset
+from frostline.data.encode import SplitSource, split_source
+from frostline.errors import DataError, RecipeError
+from frostline.models.model import Model
+from frostline.plan.cost import STATE_TENSORS, Cost, Work, predict_peak_bytes, predict_seconds
+from frostline.plan.decision import Decision
+from frostline.plan.execution import Execution
+from frostline.plan.machine import machine, memory_limit, resident_bytes
+from frostline.plan.passes import cache_prefix, channels_last, precision
+from frostline.plan.probe import probe
+from frostline.recipe import DataRecipe, Recipe
+from frostline.terminal import table
+from frostline.tasks import get_task
+from frostline.tasks.losses import balanced_weights
+from frostline.tasks.task import LossOptions, Task
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """The product of ``plan``; ``print`` shows the decisions, ``train`` carries them out."""
+
+    recipe: Recipe
+    model: Model
+    data: Dataset
+    task: Task
+    loss_options: LossOptions
+    execution: Execution
+    decisions: list[Decision]
+    predicted: Cost
+    parameters: dict[str, int] = field(default_factory=dict)
+    """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations."""
+
+    def decision(self, what: str) -> bool:
+        """Whether a pass is on."""
+        return any(decision.on for decision in self.decisions if decision.what == what)
+
+    def loss(self, logits: Any, labels: Any) -> Any:
+        """The task's loss under the recipe: ``(sum, count)``."""
+        return self.task.loss(logits, labels, self.loss_options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, as a run's plan.json holds them."""
+        return {
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "predicted": self.predicted.to_dict(),
+            "parameters": self.parameters,
+            "model": self.model.card.name,
+            "data": self.data.fingerprint,
+        }
+
+    def __str__(self) -> str:
+        counts = self.parameters
+        share = 100 * counts["learning"] / max(1, counts["all"])
+        rows = [
+            [decision.what, "on" if decision.on else "off", decision.why, f"{decision.saves_seconds:.1f} s" if decision.saves_seconds else "", decision.costs]
+            for decision in self.decisions
+        ]
+        recipe, splits = self.recipe, self.data.splits
+        batches = -(-splits["train"].num_rows // recipe.train.batch)
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.predicted.parts.items(), key=lambda part: -part[1]))
+        return "\n".join(
+            [
+                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {recipe.adapt.method}",
+                table(["pass", "", "why", "saves", "costs"], rows),
+                f"parameters: {counts['all']:,}, of which {counts['learning']:,} ({share:.2f} %) learn",
+                "bytes: "
+                + ", ".join(f"{name} {_size(counts[name + '_bytes'])}" for name in ("weights", "gradients", "optimizer", "activations")),
+                f"work: {splits['train'].num_rows} rows in batches of {recipe.train.batch} × {recipe.train.accumulate}"
+                f" = {-(-batches // recipe.train.accumulate)} steps an epoch, {recipe.train.epochs} epochs, lr {recipe.train.lr:g} ({recipe.train.optimizer})",
+                f"predicted: {self.predicted.seconds:.1f} s ({parts}); peak memory {_size(self.predicted.peak_bytes)}; disk {_size(self.predicted.disk_bytes)}",
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def plan_options(model: Model, data: Dataset, options: dict[str, Any]) -> Recipe:
+    """The recipe of a Python call: what the data and the model were made with, and the options by their short names.
+
+    ``epochs``, ``lr`` … are those of ``train``; ``cache``, ``quality`` those of ``plan``; ``adapt`` is a method or a dict.
+    Raises RecipeError for an unknown option or a value of the wrong type.
+    """
+    made, loaded = DataRecipe(**_data_recipe(data)), model.recipe.data
+    augment = dataclasses.replace(made.augment, rescale=loaded.augment.rescale)
+    both = dataclasses.replace(made, size=loaded.size, max_length=loaded.max_length, augment=augment)
+    return dataclasses.replace(model.recipe, data=both).with_values(_dotted(options))
+
+
+def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decision] | None = None) -> Plan:
+    """Plan a run from a complete recipe; ``forced``: the decisions of the run that is resumed, taken as they are."""
+    from frostline.train.optimizers import default_lr
+
+    if not data.splits.get("train", ()):
+        raise DataError("the dataset has no training rows, expected at least one. Check data.path with: frostline check DATA")
+    method = resolve_method(model, recipe.adapt)
+    lr = recipe.train.lr if recipe.train.lr is not None else default_lr(recipe.train, method, model.card.pretrained)
+    recipe = dataclasses.replace(recipe, adapt=dataclasses.replace(recipe.adapt, method=method), train=dataclasses.replace(recipe.train, lr=lr))
+    model = adapt(model, recipe.adapt, seed=recipe.seed)
+    task = get_task(data.schema.task)
+    execution = Execution(model=model, sources=_sources(recipe, model, data), workers=_workers(recipe))
+    options = _loss_options(recipe, data, execution.sources["train"])
+    if forced is not None:
+        return _resumed(recipe, model, data, task, options, execution, forced)
+
+    here = machine()
+    decisions = [decision for decision in [channels_last.propose(recipe, execution), precision.propose(recipe, here)] if decision]
+    execution.precision = "bf16" if decisions[-1].on else "fp32"
+    measured, line = probe(execution, lambda logits, labels: task.loss(logits, labels, options), min(recipe.train.batch, execution.sources["train"].rows))
+    work = _work(recipe, model, data)
+    caching = cache_prefix.propose(recipe, execution, work, measured, here)
+    stored = cache_prefix.stored_bytes(line, execution.sources) if caching.on and line else None
+    if not caching.on:
+        execution.line = None
+    parts = predict_seconds(work, measured, here, stored_bytes=stored)
+    peak = predict_peak_bytes(work, measured, resident_bytes(), execution.workers, stored_bytes=stored)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=(stored or 0) + _run_bytes(model, work), parts=parts)
+    _refuse_what_cannot_fit(recipe, predicted)
+    parameters = _count(model, work, measured.saved_bytes, line.names if line else [])
+    return Plan(
+        recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
+        decisions=[caching, *decisions], predicted=predicted, parameters=parameters,
+    )  # fmt: skip
+
+
+def _resumed(recipe: Recipe, model: Model, data: Dataset, task: Task, options: LossOptions, execution: Execution, forced: list[Decision]) -> Plan:
+    """The plan of a run that goes on: its decisions again, nothing measured, so that it goes on bit for bit."""
+    from frostline.plan.frost_line import find_frost_line
+
+    on = {decision.what for decision in forced if decision.on}
+    channels_last.lay_out(execution, "channels_last" in on)
+    execution.precision = "bf16" if "bf16" in on else "fp32"
+    if "cache_prefix" in on:
+        source = execution.sources["train"]
+        model.module.train()
+        execution.line = find_frost_line(model.module, source.encode(np.arange(min(3, source.rows)), None).inputs)
+    work = _work(recipe, model, data)
+    cost = Cost(seconds=0.0, peak_bytes=0, disk_bytes=0, parts={})
+    return Plan(
+        recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
+        decisions=forced, predicted=cost, parameters=_count(model, work, 0, []),
+    )  # fmt: skip
+
+
+def _data_recipe(data: Dataset) -> dict[str, Any]:
+    from frostline.recipe import AugmentRecipe
+
+    values = dict(data.recipe)
+    if isinstance(values.get("augment"), dict):
+        values["augment"] = AugmentRecipe(**values["augment"])
+    return values
+
+
+def _dotted(options: dict[str, Any]) -> dict[str, Any]:
+    """Python's short option names as dotted keys: ``lr`` is ``train.lr``, ``cache`` is ``plan.cache``."""
+    from frostline.recipe import PlanRecipe, TrainRecipe
+
+    names = {f.name: f"train.{f.name}" for f in dataclasses.fields(TrainRecipe)}
+    names |= {f.name: f"plan.{f.name}" for f in dataclasses.fields(PlanRecipe)}
+    return {names.get(key, key): value for key, value in options.items()}
+
+
+def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSource]:
+    """The splits that training reads: train (augmented) and validation."""
+    sources = {}
+    for name in ("train", "validation"):
+        if name in data.splits:
+            augment = recipe.data.augment if name == "train" and recipe.data.augment.random else None
+            sources[name] = split_source(
+                data.splits[name], data.schema, model.card.preprocess, max_pixels=recipe.data.max_pixels, augment=augment, seed=recipe.seed
+            )
+    truncated = [source.truncated for source in sources.values() if source.truncated is not None]
+    lengths = [source.lengths for source in sources.values() if source.lengths is not None]
+    if lengths:
+        data.report.with_lengths(np.concatenate(lengths), float(np.mean(truncated)))
+    return sources
+
+
+def _loss_options(recipe: Recipe, data: Dataset, source: SplitSource) -> LossOptions:
+    weights = None
+    if recipe.train.class_weights == "balanced" and data.schema.target == "class":
+        weights = balanced_weights(source.labels, data.schema.outputs)
+    return LossOptions(recipe=recipe.train, schema=data.schema, class_weights=weights)
+
+
+def _workers(recipe: Recipe) -> int:
+    return recipe.data.workers if recipe.data.workers is not None else os.cpu_count() or 1
+
+
+def _work(recipe: Recipe, model: Model, data: Dataset) -> Work:
+    validation = data.splits.get("validation")
+    return Work(
+        train_rows=data.splits["train"].num_rows,
+        validation_rows=validation.num_rows if validation is not None else 0,
+        epochs=recipe.train.epochs,
+        batch=min(recipe.train.batch, data.splits["train"].num_rows),
+        accumulate=recipe.train.accumulate,
+        learning=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+        optimizer=recipe.train.optimizer,
+        ema=recipe.train.ema is not None,
+    )
+
+
+def _run_bytes(model: Model, work: Work) -> int:
+    """The run's folder: the saved model, and two checkpoints of what learns with its optimiser state."""
+    weights = sum(t.nbytes for t in model.module.state_dict().values())
+    return weights + 2 * work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
+
+
+def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dict[str, int]:
+    named = dict(model.module.named_parameters())
+    prefix = tuple(f"{name}." for name in before)
+    return {
+        "all": sum(p.numel() for p in named.values()),
+        "learning": work.learning,
+        "before_line": sum(p.numel() for name, p in named.items() if prefix and name.startswith(prefix)),
+        "weights_bytes": sum(p.nbytes for p in named.values()),
+        "gradients_bytes": work.learning * 4,
+        "optimizer_bytes": work.learning * 4 * STATE_TENSORS[work.optimizer],
+        "activations_bytes": saved_bytes,
+    }
+
+
+def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost) -> None:
+    room = memory_limit() + resident_bytes()
+    if predicted.peak_bytes > room:
+        raise RecipeError(
+            f"the run would need {predicted.peak_bytes / 1e9:.1f} GB of memory and {room / 1e9:.1f} GB are free. "
+            f"Try train.batch={max(1, recipe.train.batch // 2)} train.accumulate={2 * recipe.train.accumulate}, or adapt=head"
+        )

@@ -1,0 +1,159 @@
+"""The probe: a few real rows through the real network, timed and weighed, so that the plan predicts from measurements.
+
+What is measured is one batch before the frost line and one after it; the rest is arithmetic in :mod:`frostline.plan.cost`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frostline.data.loader import Batch
+from frostline.plan.execution import Execution
+from frostline.plan.frost_line import FrostLine, find_frost_line, preserved
+
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits, labels) → (sum, count)."""
+
+_SECONDS = 3.0  # what timing one part of the network may take, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Seconds and bytes of this network on this machine with these rows."""
+
+    batch: int
+    """Rows of a training batch, to which the figures per batch refer."""
+    encode_row: float
+    """Seconds to read and encode one row, in one thread."""
+    prefix_row: float
+    """Seconds of the frozen prefix for one row; 0 without a frost line."""
+    step: float
+    """Seconds of forward and backward for one batch, from the frost line on (of the whole network without one)."""
+    forward: float
+    """Seconds of the forward pass alone, of the same part."""
+    saved_bytes: int
+    """Activations that one batch keeps for the backward pass."""
+    transient_bytes: int
+    """Largest output of one module in a batch, counted twice: what comes and goes."""
+    input_bytes: int
+    """One encoded batch."""
+
+
+def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLine | None]:
+    """Measure. Returns the figures and the frost line; the module is left as it was found."""
+    source = execution.sources["train"]
+    module = execution.model.module
+    module.train()
+    start = time.perf_counter()
+    few = source.encode(_spread(source.rows, min(4, source.rows)), None)
+    encode_row = (time.perf_counter() - start) / len(few.rows)
+    with preserved(module):
+        line = find_frost_line(module, few.inputs) if source.rows >= 2 else None
+        execution.line = line
+        sample = _affordable_sample(execution, few, batch, encode_row)
+        prefix_row = 0.0
+        if line is not None:
+            prefix_row = _seconds(lambda: execution.prefix(sample)) / len(sample.rows)
+            sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
+            sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
+            sample.labels = _repeated(sample.labels, batch)
+        scale = batch / len(sample.labels)
+        saved = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
+        result = Probe(
+            batch=batch,
+            encode_row=encode_row,
+            prefix_row=prefix_row,
+            step=scale * _seconds(lambda: _step(execution, sample, loss)),
+            forward=scale * _seconds(lambda: _forward(execution, sample)),
+            saved_bytes=int(scale * saved),
+            transient_bytes=int(batch * _transient_bytes(module, few) / len(few.rows)),
+            input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
+        )
+    for parameter in module.parameters():
+        parameter.grad = None
+    return result, line
+
+
+def _spread(count: int, wanted: int) -> np.ndarray:
+    """Row indices spread evenly over a split."""
+    return np.linspace(0, count - 1, num=wanted, dtype=int)
+
+
+def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row: float) -> Batch:
+    """As many rows as can be timed in a few seconds, at most a batch; long and short texts as they come."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        execution.forward(few)
+    row = (time.perf_counter() - start) / len(few.rows)
+    affordable = int(_SECONDS / (4 * row + encode_row + 1e-9))
+    source = execution.sources["train"]
+    return source.encode(_spread(source.rows, max(1, min(batch, affordable, source.rows))), None)
+
+
+def _repeated(tensor: Tensor, rows: int) -> Tensor:
+    return tensor[torch.arange(rows) % tensor.shape[0]]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shorter of two runs after one to warm up; only one run where it takes long."""
+    start = time.perf_counter()
+    work()
+    first = time.perf_counter() - start
+    times = []
+    while len(times) < 2 and sum(times) + first < _SECONDS:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times, default=first)
+
+
+def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
+    loss(execution.forward(batch), batch.labels)[0].backward()
+
+
+def _forward(execution: Execution, batch: Batch) -> None:
+    with torch.no_grad():
+        execution.forward(batch)
+
+
+def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> int:
+    """Bytes of the distinct storages that autograd keeps, parameters left out."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = forward()
+    del result
+    return sum(kept.values())
+
+
+def _transient_bytes(module: nn.Module, batch: Batch) -> int:
+    largest = 0
+
+    def leave(child: nn.Module, args: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.nbytes)
+
+    handles = [child.register_forward_hook(leave) for child in module.modules() if not list(child.children())]
+    try:
+        with torch.no_grad():
+            module(**batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 2 * largest
+
+

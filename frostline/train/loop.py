@@ -1,0 +1,192 @@
+"""The training loop, written once. Tasks, adapt methods and planner passes come in through the plan; nothing is copied.
+
+A loss is ``(sum, count)`` and only :func:`_take_step` divides, by the count of all micro-batches of one optimiser step, so
+that accumulating equals one large batch (law 1). Before each forward pass the random state is set from (seed, epoch, row)
+(law 2): a run that was killed at any step goes on bit for bit, whatever the number of worker threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from frostline.adapt.freeze import frozen_hash
+from frostline.adapt.gradual import thaw
+from frostline.adapt.groups import parameter_groups
+from frostline.data.loader import Batch, epoch_batches, load
+from frostline.data.randomness import integer_seed
+from frostline.errors import TrainingStopped
+from frostline.plan.passes.cache_prefix import fill_stores
+from frostline.plan.plan import Plan
+from frostline.progress import progress, say_nothing
+from frostline.train.checkpoint import Counters
+from frostline.train.doctor import GradientWatch, diagnose, stop_without_labels
+from frostline.train.ema import Ema
+from frostline.train.interrupt import StopRequest, stop_on_interrupt
+from frostline.train.optimizers import Optimizer, build_optimizer, set_rate, state_from_tensors, state_to_tensors
+from frostline.train.record import Recorder
+from frostline.train.run import Run, in_use
+from frostline.train.schedules import Plateau, learning_rate
+from frostline.train.validate import running_score, validate
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class State:
+    """All that changes while training."""
+
+    plan: Plan
+    optimizer: Optimizer
+    total_steps: int
+    counters: Counters = field(default_factory=Counters)
+    ema: Ema | None = None
+    plateau: Plateau = field(default_factory=Plateau)
+
+    @property
+    def frozen(self) -> str:
+        """Hash of everything that must not change."""
+        return frozen_hash(self.plan.model.module)
+
+
+def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothing, quiet: bool = True) -> None:
+    """Train in a run's folder, from the recorder's last checkpoint on. Raises TrainingStopped, Interrupted."""
+    epochs = plan.recipe.train.epochs
+    plan.execution.say = say
+    with in_use(run), stop_on_interrupt(run.folder) as stop:
+        if plan.execution.line is not None:
+            fill_stores(plan.recipe, plan.execution, quiet)
+        state = recorder.restore(start(plan, recorder.epoch_to_go_on_from))
+        frozen = state.frozen
+        for epoch in range(state.counters.epoch, epochs):
+            if thaw(plan.model, plan.recipe.adapt, epoch):
+                state = _with_more_learning(state)
+                frozen = state.frozen
+            began = time.perf_counter()
+            _train_epoch(state, epoch, recorder, stop, say, quiet)
+            results = _validate(state)
+            if state.frozen != frozen:
+                raise TrainingStopped(f"epoch {epoch + 1}: a frozen tensor changed, expected every one as it was. A module writes to its own weights")
+            recorder.end_epoch(state, results, seconds=time.perf_counter() - began)
+            say(recorder.epoch_line(epoch))
+            patience = plan.recipe.train.early_stopping
+            if patience is not None and state.counters.epochs_without_gain >= patience:
+                say(f"Stopped early: {patience} epochs without a better {recorder.best_by}.")
+                break
+        recorder.finish(state)
+
+
+def start(plan: Plan, epoch: int = 0) -> State:
+    """Optimiser and counters of a run that begins; for a gradual run that goes on, thawed as far as it was."""
+    recipe = plan.recipe.train
+    for earlier in range(epoch + 1):
+        thaw(plan.model, plan.recipe.adapt, earlier)
+    batches = -(-plan.execution.sources["train"].rows // recipe.batch)
+    steps = -(-batches // recipe.accumulate) * recipe.epochs
+    ema = None if recipe.ema is None else Ema(plan.model.module, recipe.ema)
+    return State(plan=plan, optimizer=_optimizer(plan), total_steps=steps, ema=ema)
+
+
+def _optimizer(plan: Plan) -> Optimizer:
+    recipe = plan.recipe
+    assert recipe.train.lr is not None, "the plan settles the learning rate"
+    return build_optimizer(parameter_groups(plan.model, recipe.adapt, recipe.train.lr, recipe.train.weight_decay), recipe.train)
+
+
+def _with_more_learning(state: State) -> State:
+    """After a thaw: an optimiser over what learns now, with the state of what learned before."""
+    tensors, numbers = state_to_tensors(state.optimizer)
+    state.optimizer = _optimizer(state.plan)
+    state_from_tensors(state.optimizer, tensors, numbers)
+    return state
+
+
+def _train_epoch(state: State, epoch: int, recorder: Recorder, stop: StopRequest, say: Say, quiet: bool) -> None:
+    plan, counters = state.plan, state.counters
+    module, recipe, source = plan.model.module, plan.recipe.train, plan.execution.sources["train"]
+    module.train()
+    plan.execution.prove("train")
+    batches = epoch_batches(source.rows, recipe.batch, plan.recipe.seed, epoch, source.lengths)
+    rest = batches[counters.step_in_epoch * recipe.accumulate :]
+    watch = GradientWatch(module) if counters.step == 0 else None
+    done = source.rows - sum(len(rows) for rows in rest)
+    with progress(total=source.rows, label=f"epoch {epoch + 1}/{recipe.epochs}", quiet=quiet) as bar:
+        bar.update(done)
+        loader = load(plan.execution.encoder("train"), rest, epoch, plan.execution.workers)
+        for group in _grouped(loader, recipe.accumulate):
+            sums = _take_step(state, group, epoch, recorder.kept, watch)
+            if watch is not None and (warning := watch.verdict()):
+                say(warning)
+            recorder.step(state, sums)
+            bar.update(sum(len(batch.rows) for batch in group))
+            bar.set_postfix(recorder.running(counters), refresh=False)
+            if stop.requested:
+                recorder.checkpoint(state)
+                raise stop.error(counters.step)
+            if recipe.checkpoint_every and counters.step % recipe.checkpoint_every == 0:
+                recorder.checkpoint(state)
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None) -> dict[str, float]:
+    """Forward and backward over the micro-batches of one optimiser step, then the update. Returns the step's sums."""
+    plan, optimizer = state.plan, state.optimizer
+    sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "rows": 0.0}
+    for batch in group:
+        torch.manual_seed(integer_seed(plan.recipe.seed, epoch, int(batch.rows[0]), "forward"))
+        logits = plan.execution.forward(batch)
+        total, count = plan.loss(logits, batch.labels)
+        sums["loss"] += (value := float(total.detach()))
+        if value - value != 0:  # inf or NaN
+            raise diagnose(plan.execution, batch, value, state.counters.step + 1, optimizer.param_groups[0]["lr"], kept)
+        total.backward()
+        sums["count"] += float(count)
+        sums["score"] += running_score(plan.data.schema, logits.detach(), batch.labels)
+        sums["rows"] += len(batch.rows)
+    if sums["count"] == 0:
+        raise stop_without_labels(state.counters.step + 1)
+    if watch is not None:
+        watch.look()
+    _update(state, sums["count"])
+    return sums
+
+
+def _update(state: State, count: float) -> None:
+    recipe, counters = state.plan.recipe.train, state.counters
+    set_rate(state.optimizer, learning_rate(recipe, counters.step, state.total_steps, state.plateau.multiplier))
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters]
+    torch._foreach_div_(gradients, count)
+    if recipe.clip is not None:
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    counters.step += 1
+    counters.step_in_epoch += 1
+    if state.ema is not None:
+        state.ema.update()
+
+
+def _validate(state: State) -> dict[str, float]:
+    """Validation metrics, of the averaged weights where there are any; empty without a validation split."""
+    if "validation" not in state.plan.execution.sources:
+        return {}
+    state.plan.execution.prove("validation")
+    if state.ema is None:
+        return validate(state.plan)
+    with state.ema.swapped_in():
+        return validate(state.plan)
+

@@ -1,0 +1,158 @@
+"""The recorder: what a run writes while it trains. Metrics, checkpoints, the best result, and at the end the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frostline.models.save import save_model
+from frostline.plan.cost import Cost
+from frostline.plan.plan import Plan
+from frostline.plan.store import store_bytes
+from frostline.tasks.metrics import higher_is_better
+from frostline.train.checkpoint import Counters, checkpoints, copy_into, keep_only, learning_tensors, load_checkpoint, save_checkpoint
+from frostline.train.memory import peak_bytes, reset_peak
+from frostline.train.optimizers import state_from_tensors, state_to_tensors
+from frostline.train.run import Run, truncate_metrics
+from frostline.train.schedules import Plateau
+from frostline.train.validate import SCORE_NAMES
+
+if TYPE_CHECKING:
+    from frostline.train.loop import State
+
+_DEFAULT_BEST = {"class": "accuracy", "multi-label": "f1_micro", "number": "loss"}
+
+
+class Recorder:
+    """One run's books. Made anew for a run that goes on; then it reads the last checkpoint."""
+
+    run: Run
+    plan: Plan
+    best_by: str
+    """The validation metric that chooses the checkpoint to keep, without its `val_`."""
+    epoch_to_go_on_from: int
+    kept: str
+    """What an error should say about the last good checkpoint."""
+
+    def __init__(self, run: Run, plan: Plan, *, resume: bool = False):
+        self.run, self.plan = run, plan
+        self.best_by = plan.recipe.train.best_by or _DEFAULT_BEST[plan.data.schema.target]
+        self.began = time.perf_counter()
+        found = checkpoints(self.folder) if resume else []
+        self.resumed = load_checkpoint(found[-1]) if found else None
+        self.epoch_to_go_on_from = self.resumed[0].epoch if self.resumed else 0
+        self.kept = "No checkpoint was written yet."
+        reset_peak()
+
+    @property
+    def folder(self) -> Path:
+        return self.run.folder / "checkpoints"
+
+    def restore(self, state: State) -> State:
+        """Put the last checkpoint into a fresh state; without one, the state as it is."""
+        if self.resumed is None:
+            return state
+        state.counters, tensors, numbers = self.resumed
+        copy_into(self.plan.model.module, tensors["learning"])
+        state_from_tensors(state.optimizer, tensors.get("optimizer", {}), numbers["optimizer"])
+        state.plateau = Plateau(**state.counters.plateau)
+        if state.ema is not None:
+            state.ema.state_from_tensors(tensors.get("ema", {}), numbers["ema"])
+        truncate_metrics(self.run, state.counters.step)
+        return state
+
+    def step(self, state: State, sums: dict[str, float]) -> None:
+        """Note one optimiser step."""
+        counters = state.counters
+        for name, value in sums.items():
+            counters.sums[name] = counters.sums.get(name, 0.0) + value
+        self._note({"step": counters.step, "loss": sums["loss"] / sums["count"], "lr": state.optimizer.param_groups[0]["lr"]})
+
+    def running(self, counters: Counters) -> dict[str, str]:
+        """Loss and score of the epoch so far, for the progress bar."""
+        return {name: f"{value:.4f}" for name, value in self._means(counters).items()}
+
+    def end_epoch(self, state: State, results: dict[str, float], seconds: float) -> None:
+        """Note the epoch, write its checkpoint, and judge whether it is the best."""
+        counters = state.counters
+        counters.epoch += 1
+        record = {"step": counters.step, "epoch": counters.epoch, **self._means(counters), **results, "seconds": seconds}
+        record["lr"] = state.optimizer.param_groups[0]["lr"]
+        record["rows_per_second"] = (counters.sums.get("rows", 0.0)) / max(seconds, 1e-9)
+        self._judge(counters, record)
+        if f"val_{self.best_by}" in record:
+            state.plateau.update(record[f"val_{self.best_by}"], higher_is_better(self.best_by))
+        counters.plateau = state.plateau.to_dict()
+        counters.sums, counters.step_in_epoch = {}, 0
+        self._note(record)
+        self.checkpoint(state)
+
+    def epoch_line(self, epoch: int) -> str:
+        """One line about a finished epoch, for people."""
+        record = self.run.history[-1]
+        names = ("loss", SCORE_NAMES[self.plan.data.schema.target], "val_loss", f"val_{self.best_by}", "val_accuracy", "val_f1_macro")
+        shown = "  ".join(f"{name} {record[name]:.4f}" for name in dict.fromkeys(names) if name in record)
+        best = "  (best so far)" if record.get("best") else ""
+        return f"epoch {epoch + 1}/{self.plan.recipe.train.epochs}  {shown}  {record['seconds']:.1f} s  {record['rows_per_second']:.0f} rows/s{best}"
+
+    def checkpoint(self, state: State) -> None:
+        """Write a checkpoint; the one before goes, unless it is the best."""
+        optimizer, numbers = state_to_tensors(state.optimizer)
+        tensors = {"learning": learning_tensors(self.plan.model.module), "optimizer": optimizer}
+        values: dict[str, Any] = {"optimizer": numbers}
+        if state.ema is not None:
+            tensors["ema"], values["ema"] = state.ema.state_to_tensors()
+        counters = state.counters
+        path = save_checkpoint(self.folder, counters, {name: group for name, group in tensors.items() if group}, values)
+        keep_only(self.folder, {counters.step} | ({counters.best_step} if counters.best_step is not None else set()))
+        self.kept = f"The last good checkpoint is {path}"
+
+    def finish(self, state: State) -> None:
+        """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""
+        counters = state.counters
+        best = self.folder / f"step-{counters.best_step or counters.step:08d}"
+        _, tensors, _ = load_checkpoint(best)
+        copy_into(self.plan.model.module, {**tensors["learning"], **tensors.get("ema", {})})
+        save_model(self.plan.model, self.run.model_folder, self._held_rows())
+        actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
+        cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
+        self.run.write_json("cost.json", cost)
+
+    def _held_rows(self) -> dict[str, Any]:
+        sources = self.plan.execution.sources
+        source = sources.get("validation", sources["train"])
+        return source.encode(np.arange(min(4, source.rows)), None).inputs
+
+    def _disk_bytes(self) -> int:
+        files = sum(path.stat().st_size for path in self.run.folder.rglob("*") if path.is_file())
+        stores = self.plan.execution.stores.values()
+        return files + sum(store_bytes(store.border, len(store.sums), int(store.offsets[-1])) for store in stores)
+
+    def _means(self, counters: Counters) -> dict[str, float]:
+        sums = counters.sums
+        if not sums.get("count"):
+            return {}
+        return {"loss": sums["loss"] / sums["count"], SCORE_NAMES[self.plan.data.schema.target]: sums["score"] / sums["rows"]}
+
+    def _judge(self, counters: Counters, record: dict[str, Any]) -> None:
+        value = record.get(f"val_{self.best_by}")
+        if value is None:
+            return
+        sign = 1 if higher_is_better(self.best_by) else -1
+        if counters.best is None or sign * value > sign * counters.best:
+            counters.best, counters.best_step, counters.epochs_without_gain = value, counters.step, 0
+            record["best"] = True
+        else:
+            counters.epochs_without_gain += 1
+
+    def _note(self, record: dict[str, Any]) -> None:
+        with open(self.run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            if "epoch" in record:
+                file.flush()
+                os.fsync(file.fileno())
