@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -22,10 +23,8 @@ def machine_line() -> str:
     from frostline.plan.machine import machine
 
     name = platform.processor()
-    try:
-        name = next(line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     here = machine(again=True)
     return f"{name}, {os.cpu_count()} cores; fp32 {here.fp32_gflops:.0f}, bf16 {here.bf16_gflops:.0f} GFLOP/s"
 

@@ -5,13 +5,14 @@ Runs in the peer's environment: python keras_same_batches.py WEIGHTS.h5 FOLDER
 
 import json
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import layers
 
 weights, folder = sys.argv[1:]
-order = json.load(open(f"{folder}/batches.json"))
+order = json.loads(Path(f"{folder}/batches.json").read_text())
 keras.utils.set_random_seed(0)
 base = keras.applications.VGG16(weights=weights, include_top=False, input_shape=(224, 224, 3))
 base.trainable = False

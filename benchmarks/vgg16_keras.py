@@ -92,17 +92,27 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     harness.last_json_line([*peer, "1", "--save-weights", str(weights)], cwd=options.peer.parent)
     sides: dict[str, list[dict]] = {"Keras 3 (TensorFlow)": [], "Frostline": []}
     for index in range(options.repeat):
-        sides["Keras 3 (TensorFlow)"].append(harness.last_json_line([*peer, str(options.epochs), "--weights", str(weights)], cwd=options.peer.parent))
+        sides["Keras 3 (TensorFlow)"].append(
+            harness.last_json_line([*peer, str(options.epochs), "--weights", str(weights)], cwd=options.peer.parent)
+        )
         out = str(folder / f"run{index}")
         sides["Frostline"].append(harness.last_json_line([*me, "ours", str(images), str(weights), str(options.epochs), out]))
     seconds = {name: harness.median([run["seconds"] for run in runs]) for name, runs in sides.items()}
     rows = [
-        [name, f"{seconds[name]:.1f}", f"{runs[0]['losses'][-1]:.4f}", f"{runs[0]['val_accuracy']:.3f}", f"{max(r['peak_rss_gb'] for r in runs):.2f}"]
+        [
+            name,
+            f"{seconds[name]:.1f}",
+            f"{runs[0]['losses'][-1]:.4f}",
+            f"{runs[0]['val_accuracy']:.3f}",
+            f"{max(r['peak_rss_gb'] for r in runs):.2f}",
+        ]
         for name, runs in sides.items()
     ]
     (folder / "same").mkdir()
     harness.last_json_line([*me, "same", str(images), str(weights), str(folder / "same")])
-    keras = harness.last_json_line([options.keras, str(Path(__file__).with_name("keras_same_batches.py")), str(weights), str(folder / "same")])
+    keras = harness.last_json_line(
+        [options.keras, str(Path(__file__).with_name("keras_same_batches.py")), str(weights), str(folder / "same")]
+    )
     frostline = harness.last_json_line([*me, "same", str(images), str(weights), str(folder / "same")])
     difference = max(abs(a - b) / a for a, b in zip(keras["losses"], frostline["losses"], strict=True))
     harness.publish(

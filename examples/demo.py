@@ -37,10 +37,8 @@ def frostline(*arguments: str) -> None:
 
 
 def make_inputs() -> Path:
-    """Write the pictures and the texts anew, remove the runs of an earlier demo, and return the folder of the text model."""
+    """Write the pictures and the texts anew, and return the folder of the text model."""
     folder = ROOT / DEMO
-    for run in folder.glob("run-*"):
-        shutil.rmtree(run)
     try:
         digits, texts = inputs.digits_folder(folder), inputs.docstrings(folder)
         model = inputs.minilm()
@@ -51,9 +49,15 @@ def make_inputs() -> Path:
     return model
 
 
+def new_run(name: str) -> Path:
+    """Where a run is to be written; one of an earlier demo is removed."""
+    shutil.rmtree(ROOT / DEMO / name, ignore_errors=True)
+    return DEMO / name
+
+
 def pictures() -> Path:
     """Head tuning: the frozen network runs over each picture once, then only a linear layer learns."""
-    run = DEMO / "run-digits"
+    run = new_run("run-digits")
     frostline(
         *("train", str(DEMO / "digits"), "--model", "efficientnet-lite0", "--adapt", "head"),
         *("--out", str(run), "train.epochs=15", "train.lr=3e-3"),
@@ -65,7 +69,7 @@ def pictures() -> Path:
 
 def texts(model: Path) -> Path:
     """The last block and the head learn; the five blocks before them are frozen, and their outputs are stored once."""
-    run = DEMO / "run-docstrings"
+    run = new_run("run-docstrings")
     frostline(
         *("train", str(DEMO / "docstrings.jsonl"), "--model", show(model), "--adapt", "last 1"),
         *("--out", str(run), "data.max_length=64", "train.epochs=5", "train.lr=3e-4"),

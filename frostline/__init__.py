@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from frostline.train.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["FrostlineError", "Recipe", "adapt", "evaluate", "load", "plan", "predict", "prepare", "train"]
+__all__ = ["FrostlineError", "Recipe", "adapt", "evaluate", "load", "plan", "predict", "prepare", "resume", "train"]
 
 
 def prepare(data: Any = None, **options: Any) -> Dataset:
@@ -88,6 +88,16 @@ def train(plan: Plan, *, quiet: bool = False) -> Run:
     from frostline.api import train as run
 
     return run(plan, quiet=quiet)
+
+
+def resume(run: Any, *, model: Model | None = None, quiet: bool = False) -> Run:
+    """Go on with a run that was stopped, from its last checkpoint; the weights come out bit for bit as if it never stopped.
+
+    ``run``: a run or its folder. ``model``: only for a module of your own, which no file can build: load it as before.
+    """
+    from frostline.api import resume as resume_run
+
+    return resume_run(run, model=model, quiet=quiet)
 
 
 def evaluate(run: Any, split: str | None = None) -> Report:

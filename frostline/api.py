@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
@@ -56,14 +55,17 @@ def train(plan: Plan, *, quiet: bool = False, say: Say | None = None) -> Run:
     return run
 
 
-def resume(folder: str | os.PathLike[str], *, quiet: bool = False, say: Say | None = None) -> Run:
+def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, quiet: bool = False, say: Say | None = None) -> Run:
     """Go on with a run from its last checkpoint, as its recipe, its plan and its rows were."""
-    run = open_run(folder)
+    run = run if isinstance(run, Run) else open_run(run)
     if run.cost:
-        raise RunError(f"{str(run.folder)!r} is finished, expected a run that was stopped. Look at it with: frostline evaluate {run.folder}")
+        raise RunError(
+            f"{str(run.folder)!r} is finished, expected a run that was stopped. Look at it with: frostline evaluate {run.folder}"
+        )
     recipe, data = run.recipe, run.data
     decisions = [Decision(**decision) for decision in run.plan["decisions"]]
-    plan = plan_recipe(recipe, loading.from_recipe(recipe, data), data, forced=decisions)
+    model = model or loading.from_recipe(recipe, data, rebuild=inject)
+    plan = plan_recipe(recipe, model, data, forced=decisions)
     train_into(run, plan, Recorder(run, plan, resume=True), say=_voice(say, quiet), quiet=quiet)
     return run
 
@@ -106,12 +108,10 @@ def _run_name(plan: Plan) -> str:
 def _rerunnable(recipe: Recipe) -> Recipe:
     """The recipe as the run's folder holds it: paths made absolute, and no ``out``, since that folder is taken."""
 
-    def absolute(path: str | None) -> str | None:
-        return os.path.abspath(path) if path is not None and os.path.exists(path) else path
-
-    data = dataclasses.replace(recipe.data, **{name: absolute(getattr(recipe.data, name)) for name in ("path", "train", "validation", "test")})
-    model = dataclasses.replace(recipe.model, name=absolute(recipe.model.name), weights=absolute(recipe.model.weights))
-    return dataclasses.replace(recipe, data=data, model=model, out=None)
+    paths = {f"data.{name}": getattr(recipe.data, name) for name in ("path", "train", "validation", "test")}
+    paths |= {"model.name": recipe.model.name, "model.weights": recipe.model.weights}
+    found = {key: os.path.abspath(path) for key, path in paths.items() if path is not None and os.path.exists(path)}
+    return recipe.with_values({**found, "out": None})
 
 
 def _origins(table: Any) -> list[str]:

@@ -74,7 +74,13 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         ("train.clip", train.clip, train.clip is None or train.clip > 0, "more than 0", "1"),
         ("train.ema", train.ema, train.ema is None or 0 < train.ema < 1, "between 0 and 1", "0.999"),
         ("train.early_stopping", train.early_stopping, train.early_stopping is None or train.early_stopping >= 1, "1 or more", "3"),
-        ("train.checkpoint_every", train.checkpoint_every, train.checkpoint_every is None or train.checkpoint_every >= 1, "1 or more", "100"),
+        (
+            "train.checkpoint_every",
+            train.checkpoint_every,
+            train.checkpoint_every is None or train.checkpoint_every >= 1,
+            "1 or more",
+            "100",
+        ),
         ("adapt.every", adapt.every, adapt.every >= 1, "1 or more", "1"),
         ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),
     ]
@@ -84,15 +90,21 @@ def _out_of_range(recipe: Recipe) -> list[str]:
 def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     train, augment = recipe.train, recipe.data.augment
     found = []
-    needs_validation = [name for name, on in [("early_stopping", train.early_stopping), ("schedule=plateau", train.schedule == "plateau")] if on]
+    needs_validation = [
+        name for name, on in [("early_stopping", train.early_stopping), ("schedule=plateau", train.schedule == "plateau")] if on
+    ]
     if needs_validation and "validation" not in data.splits:
         found.append(f"train.{needs_validation[0]} goes by validation results, and the data has no validation split. Use: data.val=0.1")
     if train.best_by is not None and train.best_by not in _EPOCH_METRICS[schema.target]:
-        found.append(f"train.best_by got {train.best_by!r}, expected one of {', '.join(_EPOCH_METRICS[schema.target])}. Use: train.best_by=loss")
+        found.append(
+            f"train.best_by got {train.best_by!r}, expected one of {', '.join(_EPOCH_METRICS[schema.target])}. Use: train.best_by=loss"
+        )
     if augment.random and schema.task != "image-classification":
         found.append(f"data.augment is for images, and the task is {schema.task!r}. Remove data.augment from the recipe")
     if (augment.mixup or augment.cutmix) and schema.target == "number":
-        found.append("data.augment.mixup and cutmix mix classes, and data.target is 'number'. Use: data.augment.mixup=0 data.augment.cutmix=0")
+        found.append(
+            "data.augment.mixup and cutmix mix classes, and data.target is 'number'. Use: data.augment.mixup=0 data.augment.cutmix=0"
+        )
     return found
 
 
@@ -130,11 +142,20 @@ def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, 
         shown: dict[str, Any] = {"label": _label(data.schema, table["label"][index].as_py())}
         if isinstance(preprocess, TextPreprocess):
             ids = batch.inputs["input_ids"][0].tolist()
-            shown |= {"text": table["text"][index].as_py()[:200], "tokens": preprocess.tokenizer.convert_ids_to_tokens(ids)[:40], "length": len(ids)}
+            shown |= {
+                "text": table["text"][index].as_py()[:200],
+                "tokens": preprocess.tokenizer.convert_ids_to_tokens(ids)[:40],
+                "length": len(ids),
+            }
         else:
             pixels = batch.inputs["pixel_values"]
             origin = table["path"][index].as_py() if "path" in table.column_names else f"row {index}"
-            shown |= {"image": origin, "shape": list(pixels.shape[1:]), "mean": round(float(pixels.mean()), 3), "std": round(float(pixels.std()), 3)}
+            shown |= {
+                "image": origin,
+                "shape": list(pixels.shape[1:]),
+                "mean": round(float(pixels.mean()), 3),
+                "std": round(float(pixels.std()), 3),
+            }
         rows.append(shown)
     return rows
 
@@ -152,7 +173,9 @@ def _truncation(model: Model, data: Dataset) -> list[str]:
     if not source.truncated:
         return []
     length = model.card.preprocess.max_length
-    return [f"{source.truncated:.1%} of the training texts are longer than {length} tokens and are cut. Raise data.max_length if the end matters"]
+    return [
+        f"{source.truncated:.1%} of the training texts are longer than {length} tokens and are cut. Raise data.max_length if the end matters"
+    ]
 
 
 def _room(recipe: Recipe) -> list[str]:
@@ -160,4 +183,4 @@ def _room(recipe: Recipe) -> list[str]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    return [] if free > 200e6 else [f"out={str(folder)!r} has {free / 1e6:.0f} MB free, expected 200 MB at least. Choose another disk with --out"]
+    return [] if free > 200e6 else [f"out={str(folder)!r} has {free / 1e6:.0f} MB free, expected 200 MB. Choose another disk with --out"]

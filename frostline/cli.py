@@ -130,7 +130,8 @@ _HELP = {
     "check": "examples:\n  frostline check photos/\n  frostline check recipe.yaml --json",
     "evaluate": "examples:\n  frostline evaluate runs/vgg\n  frostline evaluate runs/vgg --split validation --json",
     "init": "examples:\n  frostline init photos/ > recipe.yaml\n  frostline init reviews.csv --out reviews.yaml --model gru",
-    "prepare": "examples:\n  frostline prepare photos/ data.size=224 --out prepared/photos\n  frostline prepare reviews.csv data.label_column=stars",
+    "prepare": "examples:\n  frostline prepare photos/ data.size=224 --out prepared/photos\n"
+    "  frostline prepare reviews.csv data.label_column=stars",
     "show": "examples:\n  frostline show runs/vgg\n  frostline show data reviews.csv --model gru",
     "find-lr": "examples:\n  frostline find-lr photos/ --model efficientnet-lite0 --out lr.svg",
     "info": "examples:\n  frostline info\n  frostline info --calibrate --json",
@@ -139,7 +140,9 @@ _HELP = {
 
 def _model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="image-classification or text-classification; guessed when not given")
-    parser.add_argument("--model", metavar="NAME|PATH", help="vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, or an HF folder or id")
+    parser.add_argument(
+        "--model", metavar="NAME|PATH", help="vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, or an HF folder or id"
+    )
     parser.add_argument("--adapt", metavar="A", help='head, "last N", full, lora or gradual')
     parser.add_argument("--out", help="folder of the run (or file that is written)")
 
@@ -267,7 +270,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from frostline import api
 
     report = api.evaluate(options.folder, options.split, quiet=options.quiet)
-    _print(options, {**report.to_dict(), "html": f"{options.folder}/report.html"}, f"{report}\n\nThe whole report: {options.folder}/report.html")
+    _print(
+        options,
+        {**report.to_dict(), "html": f"{options.folder}/report.html"},
+        f"{report}\n\nThe whole report: {options.folder}/report.html",
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -279,7 +286,9 @@ def _predict(options: argparse.Namespace) -> None:
     for word in options.inputs:
         inputs += [line.rstrip("\n") for line in sys.stdin] if word == "-" else [word]
     if not inputs and not options.text:
-        raise RecipeError(f"nothing to predict was given, expected files, folders, --text or -. For example: frostline predict {options.folder} FILE")
+        raise RecipeError(
+            f"nothing to predict was given, expected files, folders, --text or -. For example: frostline predict {options.folder} FILE"
+        )
     model = api.load(options.folder)
     start = time.perf_counter()
     results = api.predict(model, inputs, batch=options.batch, texts=options.text)
@@ -288,7 +297,9 @@ def _predict(options: argparse.Namespace) -> None:
         _print(options, {"predictions": results, "rows_per_second": rate}, "")
         return
     for result in results:
-        print(f"{result['input']}\t{result['error'] if 'error' in result else result['label']}\t{result.get('probability', float('nan')):.4f}")
+        print(
+            f"{result['input']}\t{result['error'] if 'error' in result else result['label']}\t{result.get('probability', float('nan')):.4f}"
+        )
     if not options.quiet:
         print(f"{len(results)} rows, {rate:.1f} rows/s", file=sys.stderr)
 
@@ -321,9 +332,18 @@ def _info(options: argparse.Namespace) -> None:
     from frostline.plan.machine import machine, memory_limit
 
     here = machine(again=options.calibrate)
-    content = {"frostline": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "free_memory_gb": memory_limit() / 1e9}
+    content = {
+        "frostline": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "free_memory_gb": memory_limit() / 1e9,
+    }
     content |= asdict(here)
-    _print(options, content, "\n".join(f"{name:<22} {value:.1f}" if isinstance(value, float) else f"{name:<22} {value}" for name, value in content.items()))
+    _print(
+        options,
+        content,
+        "\n".join(f"{name:<22} {value:.1f}" if isinstance(value, float) else f"{name:<22} {value}" for name, value in content.items()),
+    )
 
 
 def _find_lr(options: argparse.Namespace) -> None:

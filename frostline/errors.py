@@ -7,6 +7,8 @@ one paragraph and an exit code. Violated invariants of our own are plain ``asser
 
 from __future__ import annotations
 
+from types import ModuleType
+
 
 class FrostlineError(Exception):
     """Base of all errors that are the user's to mend. ``exit_code`` is what the command line returns for it."""
@@ -40,7 +42,7 @@ class TrainingStopped(FrostlineError):
     exit_code = 3
 
 
-def require(package: str, extra: str, purpose: str):
+def require(package: str, extra: str, purpose: str) -> ModuleType:
     """Import and return ``package``, or raise :class:`MissingPackage` with the command that installs it.
 
     >>> require("json", "x", "reading JSON").dumps([1])

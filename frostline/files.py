@@ -25,7 +25,9 @@ def write_atomically(path: Path, content: bytes | bytearray | memoryview | objec
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise RunError(f"{str(path)!r} could not be written: {error.strerror or error}. Free space or choose another folder with --out") from error
+        raise RunError(
+            f"{str(path)!r} could not be written: {error.strerror or error}. Free space or choose another folder with --out"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -28,24 +28,29 @@ def commented_recipe(recipe: Recipe) -> str:
     recipe = dataclasses.replace(recipe, data=found, model=dataclasses.replace(recipe.model, name=name))
     labels = ", ".join(data.schema.labels[:8]) + (" …" if len(data.schema.labels) > 8 else "")
     rows = ", ".join(f"{split} {table.num_rows}" for split, table in data.splits.items())
-    head = ["# A Frostline recipe. Run it with: frostline train THIS-FILE", f"# Found: {data.schema.task}, {rows} rows; labels: {labels or 'numbers'}", ""]
+    head = [
+        "# A Frostline recipe. Run it with: frostline train THIS-FILE",
+        f"# Found: {data.schema.task}, {rows} rows; labels: {labels or 'numbers'}",
+        "",
+    ]
     return "\n".join(head + _section(recipe, 0)) + "\n"
 
 
 def _section(values: Any, depth: int) -> list[str]:
     lines: list[str] = []
-    documentation, default = describe(type(values)), type(values)()
+    documentation, default = describe(type(values)), type(values)()  # type: ignore[arg-type]
     for field in dataclasses.fields(values):
         value, indent = getattr(values, field.name), "  " * depth
         if dataclasses.is_dataclass(value):
             below = _section(value, depth + 1)
             empty = all(line.lstrip().startswith("#") for line in below)
-            lines += ["" if depth == 0 else None, f"{indent}{'# ' if empty and depth else ''}{field.name}:{' {}' if empty and not depth else ''}", *below]  # type: ignore[list-item]
+            heading = f"{indent}{'# ' if empty and depth else ''}{field.name}:{' {}' if empty and not depth else ''}"
+            lines += [*([""] if depth == 0 else []), heading, *below]
             continue
         is_set = value != getattr(default, field.name) or field.name in _SHOWN.get(type(values), ())
         comment = f"  # {documentation[field.name]}" if field.name in documentation else ""
         lines.append(f"{indent}{'' if is_set else '# '}{field.name}: {_yaml(value)}{comment}")
-    return [line for line in lines if line is not None]
+    return lines
 
 
 def _yaml(value: Any) -> str:

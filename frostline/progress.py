@@ -14,7 +14,9 @@ def progress(total: int, label: str, quiet: bool) -> Iterator[Any]:
     from tqdm.auto import tqdm
 
     notebook = "ipykernel" in sys.modules
-    with tqdm(total=total, desc=label, unit="row", leave=False, disable=quiet or not (sys.stderr.isatty() or notebook), dynamic_ncols=True) as bar:
+    with tqdm(
+        total=total, desc=label, unit="row", leave=False, disable=quiet or not (sys.stderr.isatty() or notebook), dynamic_ncols=True
+    ) as bar:
         yield bar
 
 

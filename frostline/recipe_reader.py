@@ -93,7 +93,9 @@ def _plain(node: Any, name: str) -> Any:
             if not isinstance(key, yaml.ScalarNode):
                 raise RecipeError(f"{name}:{key.start_mark.line + 1}: got a list or mapping for a key, expected a name, such as epochs: 3")
             if key.value in pairs:
-                raise RecipeError(f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here for the second time; keep one of them")
+                raise RecipeError(
+                    f"{name}:{key.start_mark.line + 1}: the key {key.value!r} stands here for the second time; keep one of them"
+                )
             pairs[key.value] = _plain(value, name)
         return pairs
     if isinstance(node, yaml.SequenceNode):

@@ -49,6 +49,14 @@ def texts():
     """A tiny text dataset that a small network can learn: the label is in the words."""
     import frostline as fl
 
-    words = {"好": ["味道 很好", "非常 满意", "the food is good", "really great service"], "坏": ["太 难吃", "很 失望", "the food is bad", "awful slow service"]}
-    rows = [(f"{text} number {i}" + " and so on" * (i % 7), label) for label, options in words.items() for i in range(40) for text in [options[i % 4]]]
+    words = {
+        "好": ["味道 很好", "非常 满意", "the food is good", "really great service"],
+        "坏": ["太 难吃", "很 失望", "the food is bad", "awful slow service"],
+    }
+    rows = [
+        (f"{text} number {i}" + " and so on" * (i % 7), label)
+        for label, options in words.items()
+        for i in range(40)
+        for text in [options[i % 4]]
+    ]
     return fl.prepare(rows, task="text-classification", seed=0)

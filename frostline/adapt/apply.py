@@ -6,6 +6,7 @@ and ``apply(model, recipe, seed)``.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from frostline.adapt import full, gradual, head, last, lora
@@ -29,6 +30,7 @@ def adapt(model: Model, recipe: AdaptRecipe | str | None = None, *, seed: int = 
     _check_decay(model, resolved)
     method.check(model, resolved)
     method.apply(model, resolved, seed)
+    model.recipe = dataclasses.replace(model.recipe, adapt=resolved)
     return model
 
 

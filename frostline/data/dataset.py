@@ -16,10 +16,11 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from frostline.data.report import DataReport
@@ -104,12 +105,50 @@ def load_dataset(folder: str | os.PathLike[str]) -> Dataset:
     folder = Path(folder)
     try:
         content = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        schema = Schema(**{**content["schema"], "labels": tuple(content["schema"]["labels"])})
+        schema = _checked_schema(Schema(**{**content["schema"], "labels": tuple(content["schema"]["labels"])}))
         splits = {}
         for name in content["splits"]:
             if name not in SPLITS:
                 raise DataError(f"{folder / 'dataset.json'}: split {name!r} is unknown, expected one of {', '.join(SPLITS)}")
-            splits[name] = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+            table = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all()
+            splits[name] = _checked_table(table, schema, f"{name}.arrow")
         return Dataset(schema=schema, splits=splits, report=DataReport.from_dict(content["report"]), recipe=content["recipe"])
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
-        raise DataError(f"{str(folder)!r} is not a readable prepared dataset ({error}). Prepare it again with: frostline prepare DATA --out FOLDER") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+        raise DataError(
+            f"{str(folder)!r} is not a readable prepared dataset ({error}). Prepare it again with: frostline prepare DATA --out FOLDER"
+        ) from error
+
+
+def _checked_schema(schema: Schema) -> Schema:
+    """The schema of a file, whose values may be anything."""
+    for name in ("task", "target"):
+        options = get_args(get_type_hints(Schema)[name])
+        if getattr(schema, name) not in options:
+            raise ValueError(f"schema.{name} is {getattr(schema, name)!r}, expected one of {', '.join(options)}")
+    least = {"class": 2, "multi-label": 1, "number": 0}[schema.target]
+    if not all(isinstance(label, str) for label in schema.labels) or len(set(schema.labels)) < max(least, len(schema.labels)):
+        raise ValueError(f"schema.labels is {schema.labels!r}, expected at least {least} different names")
+    return schema
+
+
+def _checked_table(table: pa.Table, schema: Schema, name: str) -> pa.Table:
+    """A table with the columns that the schema asks for and labels that it knows; its offsets stay inside its buffers."""
+    table.validate(full=True)
+    kind = {"class": pa.int32(), "multi-label": pa.list_(pa.int32()), "number": pa.float64()}[schema.target]
+    needed = {"id": pa.string(), "label": kind}
+    if schema.task == "text-classification":
+        needed["text"] = pa.string()
+    elif "pixels" in table.column_names:
+        needed.update(pixels=pa.binary(), height=pa.int32(), width=pa.int32(), channels=pa.int32())
+    else:
+        needed["path"] = pa.string()
+    for column, expected in needed.items():
+        found = table.schema.field(column).type if column in table.column_names else None
+        if found != expected:
+            raise ValueError(f"{name}: column {column!r} is {found}, expected {expected}")
+    if schema.target != "number" and table.num_rows:
+        labels = pc.list_flatten(table["label"]) if schema.target == "multi-label" else table["label"]
+        low, high = pc.min_max(labels).as_py().values()
+        if low is not None and not 0 <= low <= high < len(schema.labels):
+            raise ValueError(f"{name}: labels run from {low} to {high}, expected 0 to {len(schema.labels) - 1}")
+    return table

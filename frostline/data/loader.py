@@ -7,6 +7,7 @@ not processes: image decoding and torch release the interpreter's lock, and noth
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ Encode = Callable[[np.ndarray, int | None], Batch]
 """(rows, epoch) → Batch. ``epoch`` is None outside training: no augmentation then."""
 
 
-def epoch_batches(count: int, batch: int, seed: int, epoch: int, lengths: Sequence[int] | None = None) -> list[np.ndarray]:
+def epoch_batches(count: int, batch: int, seed: int, epoch: int, lengths: np.ndarray | Sequence[int] | None = None) -> list[np.ndarray]:
     """The row indices of each batch of one training epoch; every row once, the last batch may be smaller.
 
     With ``lengths``, rows of like length meet in one batch (sorted within windows of 32 batches), so that little is padded.
@@ -59,7 +60,7 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, lengths: Sequen
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def plain_batches(count: int, batch: int, lengths: Sequence[int] | None = None) -> list[np.ndarray]:
+def plain_batches(count: int, batch: int, lengths: np.ndarray | Sequence[int] | None = None) -> list[np.ndarray]:
     """Batches for evaluation: no randomness; sorted by length where lengths are known."""
     order = np.arange(count) if lengths is None else np.argsort(np.asarray(lengths), kind="stable")
     return [order[start : start + batch] for start in range(0, count, batch)]
@@ -71,16 +72,25 @@ def load(encode: Encode, batches: list[np.ndarray], epoch: int | None, workers: 
         for rows in batches:
             yield encode(rows, epoch)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="frostline-loader")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="frostline-loader", initializer=_one_core)
     pending: collections.deque[Future[Batch]] = collections.deque()
     rest = iter(batches)
     try:
-        for rows in batches[: workers + 1]:
-            pending.append(pool.submit(encode, next(rest), epoch))
+        for rows in itertools.islice(rest, workers + 1):
+            pending.append(pool.submit(encode, rows, epoch))
         while pending:
             ready = pending.popleft().result()
-            if (rows := next(rest, None)) is not None:
+            torch.set_num_threads(torch.get_num_threads())  # threads that begin later are not the loader's: see _one_core
+            for rows in itertools.islice(rest, 1):
                 pending.append(pool.submit(encode, rows, epoch))
             yield ready
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one_core() -> None:
+    """Let a loader thread compute on one core, since the network needs the others.
+
+    torch's setting holds for the calling thread, and for threads that begin later; the latter is taken back by the caller.
+    """
+    torch.set_num_threads(1)

@@ -7,14 +7,14 @@ and what was guessed. Printed in the terminal (columns line up with Chinese too)
 from __future__ import annotations
 
 import html
-import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from frostline.data.raw import SetAside
+from frostline.terminal import display_width, pad
 
 _CLASSES_SHOWN = 20
 _LINES_SHOWN = 4
@@ -47,8 +47,9 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     def with_lengths(self, lengths: Sequence[int] | np.ndarray, truncated: float) -> DataReport:
-        """A copy with the lengths in tokens, known once a tokenizer is, and the share of texts that is cut."""
-        return replace(self, sizes=histogram(lengths, "tokens"), truncated=float(truncated))
+        """Fill in, and return itself: the lengths in tokens, known once a tokenizer is, and the share of texts that is cut."""
+        self.sizes, self.truncated = histogram(lengths, "tokens"), float(truncated)
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,21 +160,6 @@ def histogram(values: Sequence[int] | np.ndarray, name: str) -> dict[str, Any]:
         "edges": edges,
         "counts": [int(count) for count in counts],
     }
-
-
-def display_width(text: str) -> int:
-    """Columns that a text takes in a terminal: two for Chinese and other wide characters, none for combining ones.
-
-    >>> display_width("猫cat")
-    5
-    """
-    return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
-
-
-def pad(text: str, width: int, right: bool = False) -> str:
-    """``text`` with spaces up to a display width; ``right``: aligned to the right."""
-    space = " " * max(0, width - display_width(text))
-    return space + text if right else text + space
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,6 @@ a result with an ``error`` in place of a label; the other rows of its batch are 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from frostline.data.columns import choose_column, split_joined
 from frostline.data.dataset import Schema
@@ -27,7 +26,7 @@ from frostline.data.preprocess import ImagePreprocess
 from frostline.data.tables import TABLE_SUFFIXES, read_table, spell_column
 from frostline.data.text_encoder import encode_texts
 from frostline.errors import DataError
-from frostline.models.model import Model, logits_of
+from frostline.models.model import Model, evaluating, logits_of
 from frostline.tasks import get_task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -234,18 +233,6 @@ def _scores(model: Model, inputs: dict[str, Tensor]) -> np.ndarray:
     schema = model.card.schema
     device = next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
     # Inference mode is left before the caller goes on: around a yield it would reach into the caller's own code.
-    with _evaluating(model.module), torch.inference_mode():
+    with evaluating(model.module), torch.inference_mode():
         logits = logits_of(model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
         return get_task(schema.task).scores(schema, logits).cpu().numpy()
-
-
-@contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode; then each module back in its own (a plain ``train()`` would also wake what is frozen)."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

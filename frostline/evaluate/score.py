@@ -10,23 +10,19 @@ import torch
 from frostline.data.dataset import Schema
 from frostline.data.encode import SplitSource
 from frostline.data.loader import load, plain_batches
-from frostline.models.model import Model, logits_of
+from frostline.models.model import Model, evaluating, logits_of
 from frostline.progress import progress
 from frostline.tasks import get_task
 
 
 def score_split(model: Model, schema: Schema, source: SplitSource, batch: int, quiet: bool = True) -> np.ndarray:
     """Float32 (rows, outputs): probabilities, or numbers where the target is one."""
-    task, mode = get_task(schema.task), model.module.training
+    task = get_task(schema.task)
     batches = plain_batches(source.rows, batch, source.lengths)
     result = np.zeros((source.rows, schema.outputs), dtype=np.float32)
-    model.module.eval()
-    try:
-        with torch.inference_mode(), progress(total=source.rows, label="evaluate", quiet=quiet) as bar:
-            for item in load(source.encode, batches, None, os.cpu_count() or 1):
-                logits = logits_of(model.module(**item.inputs)).float()
-                result[item.rows.numpy()] = task.scores(schema, logits).numpy()
-                bar.update(len(item.rows))
-    finally:
-        model.module.train(mode)
+    with evaluating(model.module), torch.inference_mode(), progress(total=source.rows, label="evaluate", quiet=quiet) as bar:
+        for item in load(source.encode, batches, None, os.cpu_count() or 1):
+            logits = logits_of(model.module(**item.inputs)).float()
+            result[item.rows.numpy()] = task.scores(schema, logits).numpy()
+            bar.update(len(item.rows))
     return result

@@ -29,7 +29,18 @@ from frostline.models.model import Card, Model
 from frostline.models.parts import find_blocks
 from frostline.models.weights import read_weights
 
-_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_OTHER_FILES = (
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _PROBLEMS = {"class": "single_label_classification", "multi-label": "multi_label_classification", "number": "regression"}
 _LONGEST = 512  # more tokens only where asked for: attention's cost grows with the square
@@ -81,20 +92,39 @@ def local_folder(name: str) -> Path:
         return folder
     if folder.exists() or not _HUB_ID.fullmatch(name):
         raise ModelError(f"model {name!r} is neither a folder nor a hub id such as 'google/vit-base-patch16-224'. Give model.name=FOLDER")
-    from huggingface_hub import snapshot_download
-
     try:
-        with hf_module.quiet():
-            copy = Path(snapshot_download(name, allow_patterns=_DOWNLOADED, ignore_patterns=["*/*"]))
-            if not list(copy.glob("*.safetensors")):
-                snapshot_download(name, allow_patterns=["pytorch_model*.bin", "pytorch_model*.json"], ignore_patterns=["*/*"])
+        return _from_hub(name)
     except Exception as error:  # the hub's client lets errors of several network libraries through
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"model {name!r} is no local folder and could not be fetched from the hub ({type(error).__name__}: {reason}). "
             "Copy its config.json, weights and tokenizer or preprocessor files into a folder and give that: model.name=FOLDER"
         ) from error
-    return copy
+
+
+def _from_hub(name: str) -> Path:
+    """Fetch the files that are read here, and no others, into the cache of ``transformers``."""
+    from transformers.utils import cached_file
+
+    with hf_module.quiet():
+        folder = Path(str(cached_file(name, "config.json"))).parent
+        for file in _OTHER_FILES:
+            _fetch_if_there(name, file)
+        for weights in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
+            if _fetch_if_there(name, weights):
+                break
+        for shard in _weight_files(folder):
+            cached_file(name, shard.name)
+    return folder
+
+
+def _fetch_if_there(name: str, file: str) -> bool:
+    from transformers.utils import cached_file
+
+    try:
+        return cached_file(name, file) is not None
+    except OSError:
+        return False
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,3 +55,15 @@ class Model:
 def logits_of(output: Any) -> Any:
     """The logits of a module's output: the tensor itself, or its ``.logits``."""
     return getattr(output, "logits", output)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Within, the module is in evaluation mode; then each module back in its own (a plain ``train()`` would also wake what is frozen)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -20,7 +20,7 @@ from frostline.models.net import Net
 from frostline.models.pool import Pool
 
 _HEAD_WIDTH = 64
-_LARGEST_GRID = 14  # patches per side: as in ViT at 224 pixels, so attention stays affordable
+_SMALLEST_GRID, _LARGEST_GRID = 4, 14  # patches per side: enough to attend to, and no more than ViT has at 224 pixels
 _SMALLEST_PATCH = 4
 
 
@@ -126,12 +126,17 @@ def patch_of(size: int) -> int:
     >>> patch_of(28), patch_of(224)
     (4, 16)
     """
-    for patch in range(_SMALLEST_PATCH, size // 2 + 1):
+    for patch in range(_SMALLEST_PATCH, size // _SMALLEST_GRID + 1):
         if size % patch == 0 and size // patch <= _LARGEST_GRID:
             return patch
     raise ModelError(
-        f"data.size got {size!r}, which cannot be cut into patches; expected a multiple of 8, as in data.size={max(8, size // 8 * 8)}"
+        f"data.size got {size!r}, which cannot be cut into patches; expected a multiple of 8, as in data.size={patchable(size)}"
     )
+
+
+def patchable(size: int) -> int:
+    """The nearest size below that can be cut into patches."""
+    return max(_SMALLEST_GRID * _SMALLEST_PATCH, size // 8 * 8)
 
 
 def _heads(width: int) -> int:

@@ -19,7 +19,7 @@ from frostline.models import head as by_hand
 from frostline.models.build import build
 from frostline.models.model import Card, Model
 from frostline.models.tokenizer import train_tokenizer
-from frostline.models.transformer import patch_of
+from frostline.models.transformer import patch_of, patchable
 from frostline.models.weights import load_into, read_weights
 from frostline.recipe import ModelRecipe, Recipe
 
@@ -126,7 +126,7 @@ def _that_divides(size: int) -> int:
     try:
         patch_of(size)
     except ModelError:
-        return max(8, size // 8 * 8)
+        return patchable(size)
     return size
 
 

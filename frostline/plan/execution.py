@@ -115,7 +115,10 @@ class Execution:
         store = self.stores.pop(split, None)
         if store is not None:
             store.discard()
-            self.say(f"The stored outputs of the frozen prefix ({split}) failed their proof: {reason}. They were deleted; the prefix runs from here on.")
+            self.say(
+                f"The stored outputs of the frozen prefix ({split}) failed their proof: {reason}. "
+                "They were deleted; the prefix runs from here on."
+            )
         return False
 
     def _laid_out(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

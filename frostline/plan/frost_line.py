@@ -111,7 +111,9 @@ def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) ->
     rows = next(iter(inputs.values())).shape[0]
     while prefix:
         used = _used(module, inputs, prefix)
-        whole = {call for call, position in used if prefix[call].tensors[position].dim() == 0 or prefix[call].tensors[position].shape[0] != rows}
+        whole = {
+            call for call, position in used if prefix[call].tensors[position].dim() == 0 or prefix[call].tensors[position].shape[0] != rows
+        }
         if not whole:
             break
         prefix = {call: seen for call, seen in prefix.items() if call not in whole}
@@ -166,8 +168,10 @@ def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _
 
 def _same(first: _Recorded, second: _Recorded | None) -> bool:
     """Whether two passes under different seeds gave the same, bit for bit."""
-    return second is not None and len(first.tensors) == len(second.tensors) and all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True)
+    return (
+        second is not None
+        and len(first.tensors) == len(second.tensors)
+        and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True))
     )
 
 

@@ -21,10 +21,10 @@ from frostline.plan.machine import machine, memory_limit, resident_bytes
 from frostline.plan.passes import cache_prefix, channels_last, precision
 from frostline.plan.probe import probe
 from frostline.recipe import DataRecipe, Recipe
-from frostline.terminal import table
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
 from frostline.tasks.task import LossOptions, Task
+from frostline.terminal import table
 
 
 @dataclass(kw_only=True)
@@ -64,7 +64,13 @@ class Plan:
         counts = self.parameters
         share = 100 * counts["learning"] / max(1, counts["all"])
         rows = [
-            [decision.what, "on" if decision.on else "off", decision.why, f"{decision.saves_seconds:.1f} s" if decision.saves_seconds else "", decision.costs]
+            [
+                decision.what,
+                "on" if decision.on else "off",
+                decision.why,
+                f"{decision.saves_seconds:.1f} s" if decision.saves_seconds else "",
+                decision.costs,
+            ]
             for decision in self.decisions
         ]
         recipe, splits = self.recipe, self.data.splits
@@ -78,8 +84,10 @@ class Plan:
                 "bytes: "
                 + ", ".join(f"{name} {_size(counts[name + '_bytes'])}" for name in ("weights", "gradients", "optimizer", "activations")),
                 f"work: {splits['train'].num_rows} rows in batches of {recipe.train.batch} × {recipe.train.accumulate}"
-                f" = {-(-batches // recipe.train.accumulate)} steps an epoch, {recipe.train.epochs} epochs, lr {recipe.train.lr:g} ({recipe.train.optimizer})",
-                f"predicted: {self.predicted.seconds:.1f} s ({parts}); peak memory {_size(self.predicted.peak_bytes)}; disk {_size(self.predicted.disk_bytes)}",
+                f" = {-(-batches // recipe.train.accumulate)} steps an epoch,"
+                f" {recipe.train.epochs} epochs, lr {recipe.train.lr:g} ({recipe.train.optimizer})",
+                f"predicted: {self.predicted.seconds:.1f} s ({parts});"
+                f" peak memory {_size(self.predicted.peak_bytes)}; disk {_size(self.predicted.disk_bytes)}",
             ]
         )
 
@@ -117,7 +125,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         raise DataError("the dataset has no training rows, expected at least one. Check data.path with: frostline check DATA")
     method = resolve_method(model, recipe.adapt)
     lr = recipe.train.lr if recipe.train.lr is not None else default_lr(recipe.train, method, model.card.pretrained)
-    recipe = dataclasses.replace(recipe, adapt=dataclasses.replace(recipe.adapt, method=method), train=dataclasses.replace(recipe.train, lr=lr))
+    recipe = recipe.with_values({"adapt.method": method, "train.lr": lr})
     model = adapt(model, recipe.adapt, seed=recipe.seed)
     task = get_task(data.schema.task)
     execution = Execution(model=model, sources=_sources(recipe, model, data), workers=_workers(recipe))
@@ -128,7 +136,9 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     here = machine()
     decisions = [decision for decision in [channels_last.propose(recipe, execution), precision.propose(recipe, here)] if decision]
     execution.precision = "bf16" if decisions[-1].on else "fp32"
-    measured, line = probe(execution, lambda logits, labels: task.loss(logits, labels, options), min(recipe.train.batch, execution.sources["train"].rows))
+    measured, line = probe(
+        execution, lambda logits, labels: task.loss(logits, labels, options), min(recipe.train.batch, execution.sources["train"].rows)
+    )
     work = _work(recipe, model, data)
     caching = cache_prefix.propose(recipe, execution, work, measured, here)
     stored = cache_prefix.stored_bytes(line, execution.sources) if caching.on and line else None
@@ -145,7 +155,9 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     )  # fmt: skip
 
 
-def _resumed(recipe: Recipe, model: Model, data: Dataset, task: Task, options: LossOptions, execution: Execution, forced: list[Decision]) -> Plan:
+def _resumed(
+    recipe: Recipe, model: Model, data: Dataset, task: Task, options: LossOptions, execution: Execution, forced: list[Decision]
+) -> Plan:
     """The plan of a run that goes on: its decisions again, nothing measured, so that it goes on bit for bit."""
     from frostline.plan.frost_line import find_frost_line
 
@@ -184,7 +196,7 @@ def _dotted(options: dict[str, Any]) -> dict[str, Any]:
 
 def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSource]:
     """The splits that training reads: train (augmented) and validation."""
-    sources = {}
+    sources: dict[str, SplitSource] = {}
     for name in ("train", "validation"):
         if name in data.splits:
             augment = recipe.data.augment if name == "train" and recipe.data.augment.random else None

@@ -105,7 +105,7 @@ def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     first = time.perf_counter() - start
-    times = []
+    times: list[float] = []
     while len(times) < 2 and sum(times) + first < _SECONDS:
         start = time.perf_counter()
         work()
@@ -155,5 +155,3 @@ def _transient_bytes(module: nn.Module, batch: Batch) -> int:
         for handle in handles:
             handle.remove()
     return 2 * largest
-
-

@@ -156,8 +156,12 @@ def create_store(key: str, border: list[BorderTensor], rows: int, offsets: Tenso
         arrays = _map(folder, border, rows, int(offsets[-1]))
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise RunError(f"{str(folder)!r}: no room for a store of {needed / 1e9:.1f} GB ({error.strerror}). Free space, or set plan.cache=off") from error
-    return PrefixStore(folder=folder, border=border, arrays=arrays, sums=torch.zeros(rows, len(border), dtype=torch.int64), offsets=offsets, complete=False)
+        raise RunError(
+            f"{str(folder)!r}: no room for a store of {needed / 1e9:.1f} GB ({error.strerror}). Free space, or set plan.cache=off"
+        ) from error
+    return PrefixStore(
+        folder=folder, border=border, arrays=arrays, sums=torch.zeros(rows, len(border), dtype=torch.int64), offsets=offsets, complete=False
+    )
 
 
 def evict(limit_bytes: float) -> None:

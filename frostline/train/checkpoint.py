@@ -45,7 +45,11 @@ def learning_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Learning parameters and the buffers of what is not frozen (a learning BatchNorm's statistics), by name."""
     frozen = set(frozen_names(module))
     persistent = module.state_dict(keep_vars=True)
-    return {name: tensor for name, tensor in persistent.items() if name not in frozen and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))}
+    return {
+        name: tensor
+        for name, tensor in persistent.items()
+        if name not in frozen and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+    }
 
 
 def save_checkpoint(folder: Path, counters: Counters, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> Path:
@@ -66,7 +70,10 @@ def save_checkpoint(folder: Path, counters: Counters, tensors: dict[str, dict[st
         shutil.rmtree(beside, ignore_errors=True)
         if isinstance(error, RunError):
             raise
-        raise RunError(f"checkpoint {str(final)!r} could not be written: {error}. Free space, then go on with: frostline train --resume {folder.parent}") from error
+        raise RunError(
+            f"checkpoint {str(final)!r} could not be written: {error}. "
+            f"Free space, then go on with: frostline train --resume {folder.parent}"
+        ) from error
     return final
 
 

@@ -15,7 +15,9 @@ WATCHED_STEPS = 3
 
 def stop_without_labels(step: int) -> TrainingStopped:
     """The error for an optimiser step in whose rows nothing is labelled."""
-    return TrainingStopped(f"step {step}: got 0 labels in the rows of one optimiser step, expected at least one. Look at the rows with: frostline check")
+    return TrainingStopped(
+        f"step {step}: got 0 labels in the rows of one optimiser step, expected at least one. Look at the rows with: frostline check"
+    )
 
 
 def diagnose(execution: Execution, batch: Batch, loss: float, step: int, lr: float, kept: str) -> TrainingStopped:
@@ -29,11 +31,14 @@ def diagnose(execution: Execution, batch: Batch, loss: float, step: int, lr: flo
     elif bad_weights and step <= 1:
         cause = f"the weight {bad_weights[0]!r} was not finite before training: the weight file is damaged"
     elif bad_weights:
-        cause = f"the weight {bad_weights[0]!r} is not finite any more: the learning rate {lr:g} is likely too high. Try train.lr={lr / 10:g} or train.clip=1"
+        cause = f"the weight {bad_weights[0]!r} is not finite any more: the learning rate {lr:g} is likely too high. "
+        cause += f"Try train.lr={lr / 10:g} or train.clip=1"
     elif first is not None:
         cause = f"{first!r} is the first module whose output is not finite. Try train.lr={lr / 10:g}, train.clip=1 or train.precision=fp32"
     else:
-        cause = f"every module's output is finite, so the loss itself overflows. Try train.lr={lr / 10:g} and check the labels: frostline check"
+        cause = (
+            f"every module's output is finite, so the loss itself overflows. Try train.lr={lr / 10:g} and check the labels: frostline check"
+        )
     return TrainingStopped(f"step {step}: the loss is {loss!r}, expected a finite number; {cause}. {kept}")
 
 
@@ -74,4 +79,7 @@ class GradientWatch:
         if self.steps < WATCHED_STEPS or not self.silent:
             return None
         names, self.silent = list(self.silent), {}
-        return f"Warning: {len(names)} learning parameters got no gradient in the first {WATCHED_STEPS} steps, the first is {names[0]!r}. They do not learn."
+        return (
+            f"Warning: {len(names)} learning parameters got no gradient in the first {WATCHED_STEPS} steps, "
+            f"the first is {names[0]!r}. They do not learn."
+        )

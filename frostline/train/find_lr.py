@@ -52,10 +52,12 @@ class FoundRate:
         )
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
-            f'<rect width="{width}" height="{height}" fill="#fff"/><line x1="{mark:.1f}" x2="{mark:.1f}" y1="20" y2="{height - bottom}" stroke="#d95f02"/>'
+            f'<rect width="{width}" height="{height}" fill="#fff"/>'
+            f'<line x1="{mark:.1f}" x2="{mark:.1f}" y1="20" y2="{height - bottom}" stroke="#d95f02"/>'
             f'<polyline points="{line}" fill="none" stroke="#1b6ca8" stroke-width="2"/>{ticks}'
             f'<text x="{mark + 6:.0f}" y="32" fill="#d95f02">{self.suggestion:.1e}</text><text x="8" y="24">{top:.2f}</text>'
-            f'<text x="8" y="{height - bottom}">{low:.2f}</text><text x="{width / 2}" y="{height - 2}" text-anchor="middle">learning rate</text></svg>'
+            f'<text x="8" y="{height - bottom}">{low:.2f}</text>'
+            f'<text x="{width / 2}" y="{height - 2}" text-anchor="middle">learning rate</text></svg>'
         )
 
 
@@ -70,7 +72,9 @@ def find_lr(plan: Plan, *, lowest: float = 1e-6, highest: float = 1.0, steps: in
     finally:
         module.load_state_dict(before)
     if len(losses) < 10:
-        raise TrainingStopped(f"find-lr: the loss blew up after {len(losses)} batches, expected 10 at least; the data or the head is at fault: frostline check")
+        raise TrainingStopped(
+            f"find-lr: the loss blew up after {len(losses)} batches, expected 10; the data or the head is at fault: frostline check"
+        )
     slopes = [losses[i + 1] - losses[i - 1] for i in range(1, len(losses) - 1)]
     return FoundRate(lrs=lrs, losses=losses, suggestion=lrs[1 + slopes.index(min(slopes))], diverges_at=lrs[-1])
 

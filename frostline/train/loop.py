@@ -69,7 +69,9 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
             _train_epoch(state, epoch, recorder, stop, say, quiet)
             results = _validate(state)
             if state.frozen != frozen:
-                raise TrainingStopped(f"epoch {epoch + 1}: a frozen tensor changed, expected every one as it was. A module writes to its own weights")
+                raise TrainingStopped(
+                    f"epoch {epoch + 1}: a frozen tensor changed, expected every one as it was. A module writes to its own weights"
+                )
             recorder.end_epoch(state, results, seconds=time.perf_counter() - began)
             say(recorder.epoch_line(epoch))
             patience = plan.recipe.train.early_stopping
@@ -189,4 +191,3 @@ def _validate(state: State) -> dict[str, float]:
         return validate(state.plan)
     with state.ema.swapped_in():
         return validate(state.plan)
-

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frostline.adapt.lora import inject
+from frostline.errors import RunError
 from frostline.models.save import save_model
 from frostline.plan.cost import Cost
 from frostline.plan.plan import Plan
@@ -58,6 +60,10 @@ class Recorder:
         if self.resumed is None:
             return state
         state.counters, tensors, numbers = self.resumed
+        if numbers["frozen"] != state.frozen:
+            raise RunError(
+                f"{self.run.folder}: the frozen weights are not those that the run began with. Was the base model's file changed since?"
+            )
         copy_into(self.plan.model.module, tensors["learning"])
         state_from_tensors(state.optimizer, tensors.get("optimizer", {}), numbers["optimizer"])
         state.plateau = Plateau(**state.counters.plateau)
@@ -98,13 +104,14 @@ class Recorder:
         names = ("loss", SCORE_NAMES[self.plan.data.schema.target], "val_loss", f"val_{self.best_by}", "val_accuracy", "val_f1_macro")
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in dict.fromkeys(names) if name in record)
         best = "  (best so far)" if record.get("best") else ""
-        return f"epoch {epoch + 1}/{self.plan.recipe.train.epochs}  {shown}  {record['seconds']:.1f} s  {record['rows_per_second']:.0f} rows/s{best}"
+        pace = f"{record['seconds']:.1f} s  {record['rows_per_second']:.0f} rows/s"
+        return f"epoch {epoch + 1}/{self.plan.recipe.train.epochs}  {shown}  {pace}{best}"
 
     def checkpoint(self, state: State) -> None:
         """Write a checkpoint; the one before goes, unless it is the best."""
         optimizer, numbers = state_to_tensors(state.optimizer)
         tensors = {"learning": learning_tensors(self.plan.model.module), "optimizer": optimizer}
-        values: dict[str, Any] = {"optimizer": numbers}
+        values: dict[str, Any] = {"optimizer": numbers, "frozen": state.frozen}
         if state.ema is not None:
             tensors["ema"], values["ema"] = state.ema.state_to_tensors()
         counters = state.counters
@@ -118,7 +125,7 @@ class Recorder:
         best = self.folder / f"step-{counters.best_step or counters.step:08d}"
         _, tensors, _ = load_checkpoint(best)
         copy_into(self.plan.model.module, {**tensors["learning"], **tensors.get("ema", {})})
-        save_model(self.plan.model, self.run.model_folder, self._held_rows())
+        save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=inject)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)

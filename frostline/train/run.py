@@ -1,13 +1,13 @@
 """Run: a folder that holds all that there is to know about one training run.
 
-    recipe.yaml    the exact recipe, defaults included
-    data/          the rows of each split, as the run saw them
-    plan.json      decisions and predictions
-    metrics.jsonl  one line per step and per epoch
-    checkpoints/   step-N: what learns, the optimiser's state, counters
-    model/         the trained model, in the Hugging Face folder layout
-    cost.json      predicted beside actual seconds, memory and disk
-    report.*       what `evaluate` found
+recipe.yaml    the exact recipe, defaults included
+data/          the rows of each split, as the run saw them
+plan.json      decisions and predictions
+metrics.jsonl  one line per step and per epoch
+checkpoints/   step-N: what learns, the optimiser's state, counters
+model/         the trained model, in the Hugging Face folder layout
+cost.json      predicted beside actual seconds, memory and disk
+report.*       what `evaluate` found
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     """The run in ``folder``. Raises RunError when there is none."""
     folder = Path(folder)
     if not (folder / "recipe.yaml").is_file() or not (folder / "plan.json").is_file():
-        raise RunError(f"{str(folder)!r} is not a run's folder: it has no recipe.yaml and plan.json. Make a run with: frostline train DATA --out {folder}")
+        raise RunError(
+            f"{str(folder)!r} is not a run's folder: it has no recipe.yaml and plan.json. "
+            f"Make a run with: frostline train DATA --out {folder}"
+        )
     return Run(folder)
 
 
@@ -110,7 +113,11 @@ def create_run(recipe: Recipe, name: str) -> Run:
         raise RunError(f"out={str(folder)!r} is a file, expected a folder that is new or empty. Choose another with --out")
     if folder.exists() and any(folder.iterdir()):
         owner = "holds another run" if (folder / "recipe.yaml").exists() else "is not empty and holds no run"
-        advice = f"go on with it (frostline train --resume {folder}) or choose another with --out" if "another" in owner else "choose another with --out"
+        advice = (
+            f"go on with it (frostline train --resume {folder}) or choose another with --out"
+            if "another" in owner
+            else "choose another with --out"
+        )
         raise RunError(f"out={str(folder)!r} {owner}; nothing was written. You can {advice}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +133,9 @@ def in_use(run: Run) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"{str(run.folder)!r} is in use by another process. Wait for it, stop it, or choose another folder with --out") from error
+            raise RunError(
+                f"{str(run.folder)!r} is in use by another process. Wait for it, stop it, or choose another folder with --out"
+            ) from error
         yield
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from frostline.data.dataset import Schema
 from frostline.data.loader import Batch, load, plain_batches
+from frostline.models.model import evaluating
 from frostline.plan.plan import Plan
 from frostline.tasks.metrics import epoch_metrics
 
@@ -30,21 +31,16 @@ def running_score(schema: Schema, logits: Tensor, labels: Tensor) -> float:
 def validate(plan: Plan) -> dict[str, float]:
     """Loss and the task's quick metrics on the validation split; the module's mode is put back."""
     module, source = plan.model.module, plan.execution.sources["validation"]
-    mode = module.training
-    module.eval()
     total = count = 0.0
     scores: list[Tensor] = []
     rows: list[Tensor] = []
-    try:
-        with torch.no_grad():
-            for batch in _batches(plan):
-                logits = plan.execution.forward(batch)
-                loss, weight = plan.loss(logits, batch.labels)
-                total, count = total + float(loss), count + float(weight)
-                scores.append(plan.task.scores(plan.data.schema, logits))
-                rows.append(batch.rows)
-    finally:
-        module.train(mode)
+    with evaluating(module), torch.no_grad():
+        for batch in _batches(plan):
+            logits = plan.execution.forward(batch)
+            loss, weight = plan.loss(logits, batch.labels)
+            total, count = total + float(loss), count + float(weight)
+            scores.append(plan.task.scores(plan.data.schema, logits))
+            rows.append(batch.rows)
     order = torch.cat(rows).argsort()
     found = epoch_metrics(plan.data.schema, torch.cat(scores)[order].numpy(), np.asarray(source.labels))
     return {"val_loss": total / max(count, 1e-12), **{f"val_{name}": value for name, value in found.items()}}
@@ -54,4 +50,3 @@ def _batches(plan: Plan) -> Iterator[Batch]:
     source = plan.execution.sources["validation"]
     batches: list[np.ndarray] = plain_batches(source.rows, plan.recipe.train.batch, source.lengths)
     return load(plan.execution.encoder("validation"), batches, None, plan.execution.workers)
-

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from frostline.data.augment import Draws, adjust, affine_matrices, augment, draw, mix, warp
+from frostline.data.randomness import generator
 from frostline.recipe import AugmentRecipe
 
 RECORDED = np.load(Path(__file__).with_name("keras_augmentation.npz"), allow_pickle=False)
@@ -152,6 +153,15 @@ def test_crop_stretches_a_window_over_the_square() -> None:
     assert (window - reference)[..., 1:-1, 1:-1].abs().max() < 0.01  # at the rim the warp sees the pixels beyond the window
 
 
+def test_the_other_changes_happen_within_the_crop() -> None:
+    image, crop = pictures(1), np.array([[0.5, 2.0, 9.0]])
+    window = warp(image, affine_matrices(Draws(crop=crop), 1, 20), "nearest")
+    mirrored = warp(image, affine_matrices(Draws(crop=crop, flip_x=np.array([True])), 1, 20), "nearest")
+    torch.testing.assert_close(mirrored, window.flip(-1), rtol=0, atol=0.01)
+    turned = warp(image, affine_matrices(Draws(crop=crop, rotation=np.array([180.0])), 1, 20), "nearest")
+    torch.testing.assert_close(turned, window.flip(-1, -2), rtol=0, atol=0.01)
+
+
 def test_brightness_contrast_and_cutout() -> None:
     images = pictures(2)
     bright = adjust(images, Draws(brightness=np.array([1.5, 0.5])))
@@ -184,6 +194,16 @@ def test_cutmix_labels_by_the_area_that_is_covered() -> None:
         areas = torch.bincount(mixed[row].long().flatten(), minlength=6) / 400
         torch.testing.assert_close(areas, soft[row])
     assert (soft.diagonal() < 1).any()
+
+
+def test_cutmix_boxes_have_the_drawn_share() -> None:
+    rows = np.arange(200)
+    _, soft = mix(torch.zeros(200, 1, 64, 64), torch.eye(200), AugmentRecipe(cutmix=1.0), 0, 0, rows)
+    wanted = np.array([1 - generator(0, 0, row, "cutmix").beta(1.0, 1.0) for row in range(200)])
+    taken = 1 - soft.diagonal().numpy()
+    assert (taken <= wanted + 0.02).all()  # less where the edge cuts the box
+    assert (taken >= wanted / 4 - 0.02).all()  # a centre in the corner leaves a quarter
+    assert (np.abs(taken - wanted) < 0.02).mean() > 0.1  # whole boxes
 
 
 def test_mixtures_together_and_alone() -> None:

@@ -240,6 +240,16 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         decode_image(str(tmp_path / "huge.png"), max_pixels=1000)
 
 
+def test_harmless_and_spoilt_jpegs() -> None:
+    data = encoded(Image.fromarray(RGB), "JPEG", quality=95)
+    padded = data[:-2] + bytes(20) + data[-2:]  # bytes too many before the last marker, as some cameras write
+    np.testing.assert_array_equal(decode(padded), decode(data))
+    spoilt = bytearray(data)
+    spoilt[-200:-190] = b"\xff\xd9" * 5
+    with pytest.raises(DataError, match=r"^corrupt JPEG \(premature end of data segment\)$"):
+        decode(bytes(spoilt))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "JPEG", "WEBP"])
 def test_random_damage_never_escapes(kind: str) -> None:
     rng = np.random.default_rng(1)

@@ -14,9 +14,10 @@ SCRIPTS = sorted(path for folder in ("benchmarks", "examples") for path in (ROOT
 
 TORCH_LOAD_MAY_STAND_IN = "frostline/models/weights.py"
 IMPORT_BY_NAME_MAY_STAND_IN = "frostline/errors.py"
+HUB_MAY_STAND_IN = "frostline/models/huggingface.py"
 
 PICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "pickletools"}
-NETWORK = {"urllib.request", "http.client", "ftplib", "requests", "httpx", "aiohttp", "socket", "huggingface_hub"}
+NETWORK = {"urllib.request", "http.client", "ftplib", "requests", "httpx", "aiohttp", "socket"}
 BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {
     "torch.save": "it pickles; write safetensors and JSON",
@@ -65,13 +66,15 @@ def dotted(node: ast.AST, meaning: dict[str, str]) -> str:
     return ""
 
 
-def import_faults(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+def import_faults(node: ast.Import | ast.ImportFrom, where: str) -> Iterator[str]:
     names = [a.name for a in node.names] if isinstance(node, ast.Import) else [f"{node.module}.{a.name}" for a in node.names]
     for name in names:
         if name.split(".")[0] in PICKLERS:
             yield f"imports {name}: a pickle runs code"
         if any(name == banned or name.startswith(f"{banned}.") for banned in NETWORK):
             yield f"imports {name}: the library fetches nothing"
+        if name.split(".")[0] == "huggingface_hub" and where != HUB_MAY_STAND_IN:
+            yield f"imports {name}: only {HUB_MAY_STAND_IN} may, for a hub id that the user names"
 
 
 def reference_faults(name: str, where: str) -> Iterator[str]:
@@ -114,7 +117,7 @@ def faults(source: str, where: str) -> list[str]:
     for node in ast.walk(tree):
         several: list[str] = []
         if isinstance(node, ast.Import | ast.ImportFrom):
-            several += import_faults(node)
+            several += import_faults(node, where)
         elif isinstance(node, ast.Name | ast.Attribute):
             several += reference_faults(dotted(node, meaning), where)
         elif isinstance(node, ast.Call):
@@ -147,6 +150,7 @@ def test_scripts_keep_to_it_too() -> None:
         "from joblib import load",
         "import requests",
         "from urllib.request import urlopen",
+        "from huggingface_hub import snapshot_download",
         "import torch\ntorch.load('x', weights_only=True)",
         "from torch import load\nload('x')",
         "import torch as t\nreader = t.load",
@@ -180,6 +184,7 @@ def test_the_check_finds(source: str) -> None:
     [
         ("import torch\ntorch.load('x', weights_only=True)", TORCH_LOAD_MAY_STAND_IN),
         ("import importlib\nimportlib.import_module(package)", IMPORT_BY_NAME_MAY_STAND_IN),
+        ("from huggingface_hub import snapshot_download", HUB_MAY_STAND_IN),
         ("import importlib\nimportlib.import_module('h5py')", "frostline/models/x.py"),
         ("import re, torch\nmodule.eval()\nre.compile('a')\ntorch.compile(module)", "frostline/models/x.py"),
         ("import yaml\nyaml.load(text, Loader=yaml.SafeLoader)\nyaml.safe_load(text)", "frostline/x.py"),

@@ -50,11 +50,11 @@ def test_building_takes_no_memory_on_the_meta_device() -> None:
 def test_refusals() -> None:
     with pytest.raises(ModelError, match=r"\('MyNet'\) .*fl.load\(RUN, module=MyNet\(\)\)"):
         build(_card("custom", **{"class": "MyNet"}))
-    with pytest.raises(ModelError, match="model 'os.system' is unknown for 'image-classification', expected one of vgg11"):
+    with pytest.raises(ModelError, match=r"model 'os.system' is unknown for 'image-classification', expected one of vgg11"):
         build(_card("os.system"))
-    with pytest.raises(ModelError, match="model 'cnn' cannot be built from the arguments"):
+    with pytest.raises(ModelError, match=r"model 'cnn' cannot be built from the arguments"):
         build(_card("cnn", **NET, size=32, channels=3, extra=1))
-    with pytest.raises(ModelError, match="names code of its own"):
+    with pytest.raises(ModelError, match=r"names code of its own"):
         build(_card("transformers", config={"model_type": "vit", "auto_map": {"AutoConfig": "x.Y"}}, head=[], pool=None, pooler=True))
-    with pytest.raises(ModelError, match="model_type got 'evil'"):
+    with pytest.raises(ModelError, match=r"model_type got 'evil'"):
         build(_card("transformers", config={"model_type": "evil"}, head=[], pool=None, pooler=True))

@@ -47,9 +47,9 @@ def test_the_seed_decides_the_weights() -> None:
 
 
 def test_bad_sizes() -> None:
-    with pytest.raises(ModelError, match="model.width got 7, expected an even number"):
+    with pytest.raises(ModelError, match=r"model.width got 7, expected an even number"):
         build_rnn("gru", Net(outputs=2, width=7), 10)
-    with pytest.raises(ModelError, match="model.depth got 0, expected a whole number from 1 on"):
+    with pytest.raises(ModelError, match=r"model.depth got 0, expected a whole number from 1 on"):
         Net(outputs=2, depth=0)
-    with pytest.raises(ModelError, match="model.dropout got 1.0"):
+    with pytest.raises(ModelError, match=r"model.dropout got 1.0"):
         Net(outputs=2, dropout=1.0)

@@ -131,7 +131,7 @@ def test_a_writer_that_drops_a_tensor_fails_the_save(name: str, tmp_path: Path, 
         save_file(state, folder / "model.safetensors")
 
     monkeypatch.setattr(save, "_write_tensors", careless)
-    with pytest.raises(RunError, match="was not written, because what was saved does not read back"):
+    with pytest.raises(RunError, match=r"was not written, because what was saved does not read back"):
         save_model(model, tmp_path / "run" / "model")
     assert os.listdir(tmp_path / "run") == ["model"]
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
@@ -167,7 +167,7 @@ def test_outputs_that_differ_fail_the_save(tmp_path: Path) -> None:
             return Odd()
 
     model = load(Odd(), task=tiny.IMAGES, size=32)
-    with pytest.raises(RunError, match="outputs on the 2 rows of the check are not the same"):
+    with pytest.raises(RunError, match=r"outputs on the 2 rows of the check are not the same"):
         save_model(model, tmp_path / "model", tiny.image_inputs(32))
     assert os.listdir(tmp_path) == []
 
@@ -181,7 +181,7 @@ def _flip(path: Path) -> None:
 def test_one_flipped_bit_is_found(tmp_path: Path) -> None:
     save_model(_image_model("mlp"), tmp_path / "model")
     _flip(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(ModelError, match=r"tensor 'head[\w.]+' is not the one in manifest.json|tensor '[\w.]+' is not the one in manifest.json"):
+    with pytest.raises(ModelError, match=r"tensor '[\w.]+' is not the one in manifest.json"):
         load(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     save_model(_image_model("mlp"), tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="truncated"):
+    with pytest.raises(ModelError, match=r"truncated"):
         load(tmp_path)
 
 
@@ -201,7 +201,7 @@ def test_another_models_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"describes a network of|in the network"):
         load(tmp_path / "a")
     (tmp_path / "a" / "manifest.json").write_text('{"tensors": 3}')
-    with pytest.raises(ModelError, match="manifest.json' is damaged"):
+    with pytest.raises(ModelError, match=r"manifest.json' is damaged"):
         load(tmp_path / "a")
 
 
@@ -222,7 +222,9 @@ def test_a_hostile_card(tmp_path: Path) -> None:
         r"model 'os.system' is unknown": {"name": "os.system"},
         r"frostline.name got '3', expected str": {"name": 3},
         r"unknown key 'run', expected name": {"run": "rm"},
-        r"frostline.schema.task got 'x', expected one of image-classification": {"schema": {"task": "x", "target": "class", "labels": ["a"]}},
+        r"frostline.schema.task got 'x', expected one of image-classification": {
+            "schema": {"task": "x", "target": "class", "labels": ["a"]}
+        },
         r"labels got .* expected different names": {"schema": {"task": "image-classification", "target": "class", "labels": ["a", "a"]}},
         r"names the module 'nothing'": {"head": ["nothing"]},
         r"describes a network of \d+ numbers, model.safetensors holds": {"arguments": {**arguments, "width": 10**7}},
@@ -257,7 +259,7 @@ def test_tied_weights_and_buffers(tmp_path: Path) -> None:
     module = again.module.get_submodule("module")
     assert module.first.weight is module.second.weight
     assert torch.equal(again.module(**tiny.image_inputs(32)), model.module.eval()(**tiny.image_inputs(32)))
-    with pytest.raises(ModelError, match=r"'module.first.weight' is \(3, 3072\) torch.float32 in the file and nothing in the network"):
+    with pytest.raises(ModelError, match=r"'module.1.weight' is nothing in the file and \(3, 3072\) torch.float32 in the network"):
         load(tmp_path, module=nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)))
 
 
@@ -304,14 +306,14 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_no_saved_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="holds no saved model, expected config.json and manifest.json"):
+    with pytest.raises(ModelError, match=r"holds no saved model, expected config.json and manifest.json"):
         load_model(tmp_path)
 
 
 def test_an_argument_that_is_no_json(tmp_path: Path) -> None:
     model = _image_model("mlp")
     model.card.arguments["callback"] = print
-    with pytest.raises(RunError, match="holds a value that is not plain JSON"):
+    with pytest.raises(RunError, match=r"holds a value that is not plain JSON"):
         save_model(model, tmp_path / "model")
     assert os.listdir(tmp_path) == []
 

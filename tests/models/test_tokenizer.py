@@ -53,9 +53,9 @@ def test_the_most_frequent_words_stay() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ModelError, match="model.tokenizer got 'words', expected one of word, char, bpe"):
+    with pytest.raises(ModelError, match=r"model.tokenizer got 'words', expected one of word, char, bpe"):
         train_tokenizer(TEXTS, "words", 400)
-    with pytest.raises(ModelError, match="model.vocabulary got 100, expected at least 259 for 'bpe'"):
+    with pytest.raises(ModelError, match=r"model.vocabulary got 100, expected at least 259 for 'bpe'"):
         train_tokenizer(TEXTS, "bpe", 100)
-    with pytest.raises(ModelError, match="the training split holds no text"):
+    with pytest.raises(ModelError, match=r"the training split holds no text"):
         train_tokenizer(["", "  "], "word", 100)

@@ -54,7 +54,9 @@ def test_attention_pooling_starts_as_the_mean() -> None:
 
 def test_patches() -> None:
     assert [patch_of(size) for size in (28, 32, 64, 96, 224)] == [4, 4, 8, 8, 16]
-    with pytest.raises(ModelError, match=r"data.size got 29, which cannot be cut into patches; expected a multiple of 8, as in data.size=24"):
+    with pytest.raises(
+        ModelError, match=r"data.size got 29, which cannot be cut into patches; expected a multiple of 8, as in data.size=24"
+    ):
         patch_of(29)
 
 

@@ -1,4 +1,4 @@
-"""Tiny Hugging Face models from configurations, saved to local folders as ``transformers`` saves them."""
+"""Tiny Hugging Face models from configurations, saved to local folders as ``transformers`` saves them, and tiny data sets."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
+from PIL import Image
 
-from frostline.data.dataset import Schema
+from frostline.data.dataset import Dataset, Schema
+from frostline.data.report import DataReport
 from frostline.models.hf_module import quiet
 from frostline.models.tokenizer import train_tokenizer
 
@@ -75,3 +79,21 @@ def text_inputs() -> dict[str, torch.Tensor]:
     """Two rows of ids, of 5 and 3 tokens."""
     ids = torch.tensor([[2, 5, 4, 6, 3], [2, 4, 5, 0, 0]])
     return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def text_data(**recipe: object) -> Dataset:
+    """Two training rows, and a test row of other words."""
+    train = pa.table({"id": ["1", "2"], "text": ["好看 good", "难看 bad"], "label": [0, 1]})
+    test = pa.table({"id": ["3"], "text": ["秘密 secret"], "label": [0]})
+    return Dataset(schema=TEXTS, splits={"train": train, "test": test}, report=DataReport(), recipe=recipe)
+
+
+def image_data(folder: Path, size: int, mode: str = "RGB") -> Dataset:
+    """Three images of noise, a little narrower than high."""
+    paths = []
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 255, (size, size - 2) + ((3,) if mode == "RGB" else ()), np.uint8)
+        paths.append(str(folder / f"图{index}.png"))
+        Image.fromarray(pixels, mode).save(paths[-1])
+    table = pa.table({"id": list("abc"), "path": paths, "label": [0, 1, 2]})
+    return Dataset(schema=IMAGES, splits={"train": table}, report=DataReport(), recipe={})

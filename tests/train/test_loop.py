@@ -145,8 +145,12 @@ class TestTheDoctor:
     """Law 10, during a run."""
 
     def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(self, digits, tmp_path):
-        plan = fl.plan(small_cnn(digits), digits, epochs=3, batch=64, optimizer="sgd", lr=1e30, checkpoint_every=1, out=str(tmp_path / "run"))
-        with pytest.raises(TrainingStopped, match=r"step \d+: the loss is .*(learning rate|first module).*last good checkpoint is .*step-") as error:
+        plan = fl.plan(
+            small_cnn(digits), digits, epochs=3, batch=64, optimizer="sgd", lr=1e30, checkpoint_every=1, out=str(tmp_path / "run")
+        )
+        with pytest.raises(
+            TrainingStopped, match=r"step \d+: the loss is .*(learning rate|first module).*last good checkpoint is .*step-"
+        ) as error:
             fl.train(plan, quiet=True)
         assert error.value.exit_code == 3
         assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
@@ -193,7 +197,9 @@ def test_a_damaged_store_is_dropped_within_an_epoch_and_the_run_is_as_if_plain(d
     monkeypatch.setattr(loop, "fill_stores", fill_and_damage)
     run = api.train(plan, say=said.append)
     assert any("row 17" in text and "deleted" in text for text in said)
-    plain = fl.train(fl.plan(small_cnn(digits), digits, adapt="head", cache="off", epochs=2, batch=32, lr=1e-2, out=str(tmp_path / "plain")), quiet=True)
+    plain = fl.train(
+        fl.plan(small_cnn(digits), digits, adapt="head", cache="off", epochs=2, batch=32, lr=1e-2, out=str(tmp_path / "plain")), quiet=True
+    )
     assert [r["loss"] for r in run.records()] == pytest.approx([r["loss"] for r in plain.records()], rel=1e-5)
 
 

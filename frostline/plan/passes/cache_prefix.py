@@ -7,13 +7,11 @@ sizes. Taken only where reading the store is predicted to cost less than running
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 
 from frostline.data.encode import SplitSource
-from frostline.data.loader import load, plain_batches
+from frostline.data.loader import Batch, load, plain_batches
 from frostline.data.preprocess import TextPreprocess
 from frostline.models.model import Card
 from frostline.plan.cost import Work, predict_seconds
@@ -31,7 +29,9 @@ CACHED_SPLITS = ("train", "validation")
 
 def stored_bytes(line: FrostLine, sources: dict[str, SplitSource]) -> int:
     """Disk that the stores of the splits which are read every epoch take."""
-    return sum(store_bytes(line.border, source.rows, int(_offsets(source)[-1])) for name, source in sources.items() if name in CACHED_SPLITS)
+    return sum(
+        store_bytes(line.border, source.rows, int(_offsets(source)[-1])) for name, source in sources.items() if name in CACHED_SPLITS
+    )
 
 
 def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, machine: Machine) -> Decision:
@@ -63,7 +63,7 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
     return decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
 
 
-def _proof_batch(execution: Execution):  # type: ignore[no-untyped-def]
+def _proof_batch(execution: Execution) -> Batch:
     source = execution.sources["train"]
     return source.encode(np.arange(min(3, source.rows)), None)
 
@@ -99,10 +99,9 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool) -> int:
     return ran
 
 
-def _fill(execution: Execution, split: str, store, quiet: bool) -> None:  # type: ignore[no-untyped-def]
+def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool) -> None:
     source = execution.sources[split]
-    batches: Iterable = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
-    batches = list(batches)
+    batches = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
     with progress(total=source.rows, label=f"frozen part, {split}", quiet=quiet) as bar:
         for batch in load(source.encode, batches, None, execution.workers):
             store.write(batch.rows, execution.prefix(batch))

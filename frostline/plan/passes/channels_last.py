@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.machine import best_seconds
@@ -31,12 +32,10 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
         with torch.no_grad():
             return best_seconds(lambda: execution.forward(batch), budget=0.2)
 
-    mode = module.training
-    module.eval()
-    plain = seconds()
-    lay_out(execution, True)
-    inner = seconds()
-    module.train(mode)
+    with evaluating(module):
+        plain = seconds()
+        lay_out(execution, True)
+        inner = seconds()
     faster = inner < 0.95 * plain
     if not faster:
         lay_out(execution, False)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from frostline.errors import ModelError
+from frostline.models.hf_module import BodyWithHead, body_name, build_transformers, from_state, parse_config, quiet
+from tests.models import tiny
+
+
+def _config(kind: str) -> dict[str, Any]:
+    return tiny.image_config(kind).to_dict()
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "convnext"])
+def test_the_mean_over_positions(kind: str) -> None:
+    network = build_transformers(schema=tiny.IMAGES, config=_config(kind), head=["dense 4"], pool="mean", pooler=True).eval()
+    assert isinstance(network, BodyWithHead)
+    inputs = tiny.image_inputs(32)
+    hidden = network.body(**inputs).last_hidden_state
+    features = hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.mean(1)
+    if kind == "convnext":
+        features = network.body.layernorm(features)
+        torch.testing.assert_close(features, network.body(**inputs).pooler_output)  # its own pooling is the same mean
+    torch.testing.assert_close(network(**inputs), network.head(features))
+
+
+def test_without_pool_and_pooler_the_first_position_counts() -> None:
+    network = build_transformers(schema=tiny.IMAGES, config=_config("vit"), head=["dense 4"], pool=None, pooler=False).eval()
+    inputs = tiny.image_inputs(32)
+    torch.testing.assert_close(network(**inputs), network.head(network.body(**inputs).last_hidden_state[:, 0]))
+    assert body_name(network) == "body"
+
+
+def test_settings_of_transformers_are_put_back() -> None:
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(KeyError), quiet():
+        assert not logging.is_progress_bar_enabled()
+        raise KeyError
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+def test_configurations_that_cannot_be() -> None:
+    with pytest.raises(ModelError, match=r"model_type got 'None', expected an architecture that transformers itself brings"):
+        parse_config({})
+    with pytest.raises(ModelError, match=r"configuration of 'vit' is not valid"):
+        parse_config({"model_type": "vit", "hidden_size": "large"})
+
+
+def test_shapes_that_do_not_fit_are_told_not_raised() -> None:
+    from transformers import ViTModel
+
+    config = parse_config(_config("vit"))
+    _, info = from_state(ViTModel, config, {"embeddings.cls_token": torch.zeros(1, 1, 5), "other": torch.zeros(1)})
+    assert {name for name, *_ in info["mismatched_keys"]} == {"embeddings.cls_token"}
+    assert info["unexpected_keys"] == {"other"}
