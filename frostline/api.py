@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from frostline.evaluate.score import score_split
 from frostline.files import write_atomically
 from frostline.models import load as loading
 from frostline.models.model import Model
+from frostline.models.save import saved_folder
 from frostline.plan.decision import Decision
 from frostline.plan.plan import Plan, plan_options, plan_recipe
 from frostline.progress import say, say_nothing
@@ -33,9 +35,28 @@ Say = Callable[[str], None]
 
 def load(name: Any = None, **options: Any) -> Model:
     """A network by name, from a folder or hub id, from a run, or a module of the user's; see ``frostline.load``."""
+    if isinstance(name, str | os.PathLike) and _is_run(name):
+        name = Run(Path(name))
     if isinstance(name, Run):
-        name = name.model_folder
+        name = _model_folder(name)
     return loading.load(name, rebuild=inject, **options)
+
+
+def load_trained(run: Run | str | os.PathLike[str]) -> Model:
+    """The model of a run, of its folder, or of a folder that holds nothing but a saved model. Raises where there is none."""
+    return load(run if isinstance(run, Run) or _is_run(run) else saved_folder(Path(run)))
+
+
+def _is_run(folder: str | os.PathLike[str]) -> bool:
+    return all(Path(folder, name).is_file() for name in ("recipe.yaml", "plan.json"))
+
+
+def _model_folder(run: Run) -> Path:
+    if not run.model_folder.is_dir():
+        raise RunError(
+            f"{str(run.folder)!r} is not finished, expected its model in model/. Go on with it: frostline train --resume {run.folder}"
+        )
+    return run.model_folder
 
 
 def plan(model: Model, data: Dataset, **options: Any) -> Plan:
@@ -48,9 +69,13 @@ def plan(model: Model, data: Dataset, **options: Any) -> Plan:
 def train(plan: Plan, *, quiet: bool = False, say: Say | None = None) -> Run:
     """Carry out a plan in a new folder."""
     run = create_run(plan.recipe, _run_name(plan))
-    write_atomically(run.folder / "recipe.yaml", _rerunnable(plan.recipe).to_yaml().encode())
-    plan.data.save(run.folder / "data")
-    run.write_json("plan.json", plan.to_dict())
+    try:
+        write_atomically(run.folder / "recipe.yaml", _rerunnable(plan).to_yaml().encode())
+        plan.data.save(run.folder / "data")
+        run.write_json("plan.json", plan.to_dict())
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)  # it was new or empty, and half a run could not be resumed
+        raise
     train_into(run, plan, Recorder(run, plan), say=_voice(say, quiet), quiet=quiet)
     return run
 
@@ -91,7 +116,7 @@ def evaluate(run: Run | str | os.PathLike[str], split: str | None = None, *, qui
 
 def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:
     """Predict with a run, a model's folder or a Model; see ``frostline.predict``."""
-    model = run if isinstance(run, Model) else load(run)
+    model = run if isinstance(run, Model) else load_trained(run)
     return predict_inputs(model, inputs, **options)
 
 
@@ -105,11 +130,12 @@ def _run_name(plan: Plan) -> str:
     return re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.") or "run"
 
 
-def _rerunnable(recipe: Recipe) -> Recipe:
+def _rerunnable(plan: Plan) -> Recipe:
     """The recipe as the run's folder holds it: paths made absolute, and no ``out``, since that folder is taken."""
-
+    recipe = plan.recipe
     paths = {f"data.{name}": getattr(recipe.data, name) for name in ("path", "train", "validation", "test")}
-    paths |= {"model.name": recipe.model.name, "model.weights": recipe.model.weights}
+    own = recipe.model.name == plan.model.card.name  # one of our networks, even where a folder is called cnn
+    paths |= {"model.name": None if own else recipe.model.name, "model.weights": recipe.model.weights}
     found = {key: os.path.abspath(path) for key, path in paths.items() if path is not None and os.path.exists(path)}
     return recipe.with_values({**found, "out": None})
 

@@ -43,22 +43,45 @@ class Findings:
 
     def __str__(self) -> str:
         lines = [f"error: {text}" for text in self.errors] + [f"warning: {text}" for text in self.warnings]
-        for row in self.rows:
-            lines.append("row: " + "; ".join(f"{name} {value}" for name, value in row.items()))
-        lines.append(f"{len(self.errors)} errors, {len(self.warnings)} warnings")
-        return "\n".join(lines)
+        lines += [self.rows_text()] if self.rows else []
+        return "\n".join([*lines, f"{_counted(self.errors, 'error')}, {_counted(self.warnings, 'warning')}"])
+
+    def rows_text(self) -> str:
+        """The rows alone, one line each."""
+        return "\n".join("row: " + "; ".join(f"{name} {value}" for name, value in row.items()) for row in self.rows)
+
+
+def _counted(found: list[str], name: str) -> str:
+    return f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
 
 
 def refuse_conflicts(recipe: Recipe, schema: Schema, data: Dataset) -> None:
     """Raise one RecipeError that names every conflict of the recipe with itself and with the data."""
     found = conflicts(recipe, schema, data)
     if found:
-        raise RecipeError("\n".join(found))
+        raise RecipeError(
+            found[0] if len(found) == 1 else "\n- ".join([f"{len(found)} settings of the recipe cannot be carried out:", *found])
+        )
 
 
 def conflicts(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     """Every setting that cannot be carried out, each as one message with its fix."""
-    return [*_out_of_range(recipe), *loss_conflicts(recipe.train, schema), *_with_data(recipe, schema, data)]
+    return [*_of_the_recipe(recipe), *loss_conflicts(recipe.train, schema), *_with_data(recipe, schema, data)]
+
+
+def _of_the_recipe(recipe: Recipe) -> list[str]:
+    """What can be said before the data is read."""
+    return [*_out_of_range(recipe), *_taken(recipe)]
+
+
+def _taken(recipe: Recipe) -> list[str]:
+    """Whether the run's folder is one that will be refused, which should not come out only after all the work before it."""
+    folder = Path(recipe.out or "")
+    if recipe.out is None or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return []
+    kind = "is a file" if folder.is_file() else "holds another run" if (folder / "recipe.yaml").exists() else "is not empty"
+    advice = f", or go on with that run: frostline train --resume {folder}" if kind == "holds another run" else ""
+    return [f"out={str(folder)!r} {kind}, expected a folder that is new or empty. Choose another with --out{advice}"]
 
 
 def _out_of_range(recipe: Recipe) -> list[str]:
@@ -108,20 +131,19 @@ def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     return found
 
 
-def check(recipe: Recipe) -> Findings:
+def check(recipe: Recipe, *, progress: bool = True) -> Findings:
     """Prepare, load and look; every problem is collected instead of raised."""
     from frostline.data.prepare import from_recipe
     from frostline.models.load import from_recipe as load_model
 
-    findings = Findings()
+    findings = Findings(errors=_room(recipe))
     try:
-        data = from_recipe(recipe)
+        data = from_recipe(recipe, progress=progress)
     except FrostlineError as error:
-        findings.errors.append(str(error))
+        findings.errors += [str(error), *_of_the_recipe(recipe)]
         return findings
     findings.warnings += data.report.warnings
     findings.errors += conflicts(recipe, data.schema, data)
-    findings.errors += _room(recipe)
     try:
         model = load_model(recipe, data)
         findings.rows = rows_as_seen(model, data)
@@ -174,7 +196,8 @@ def _truncation(model: Model, data: Dataset) -> list[str]:
         return []
     length = model.card.preprocess.max_length
     return [
-        f"{source.truncated:.1%} of the training texts are longer than {length} tokens and are cut. Raise data.max_length if the end matters"
+        f"{source.truncated:.1%} of the training texts are longer than {length} tokens and are cut. "
+        "Raise data.max_length if the end matters"
     ]
 
 

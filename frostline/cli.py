@@ -1,4 +1,4 @@
-"""The command line: the verbs as commands. Only this module prints and exits.
+"""The command line: the verbs as commands. Only this module prints and exits; its grammar is in commands.py.
 
 Exit codes: 0 done, 1 a defect of ours, 2 an error that is the user's to mend, 3 training stopped because going on was
 useless, 130 stopped by Ctrl-C.
@@ -7,183 +7,82 @@ useless, 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import errno
+import functools
 import json
-import re
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frostline.errors import FrostlineError, RecipeError
+from frostline import commands
+from frostline.errors import DataError, FrostlineError, RecipeError, RunError
 
-_OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)*=", re.ASCII)
-
-_EXAMPLES = """examples:
-  frostline train photos/ --model efficientnet-lite0        a folder per class; tunes a new head
-  frostline train reviews.csv --model gru train.epochs=5    texts and labels; a network from zero
-  frostline train photos/ --adapt "last 2" train.lr=1e-4    the last two blocks learn as well
-  frostline init photos/ > recipe.yaml                      write a commented recipe, edit it, then
-  frostline train recipe.yaml train.lr=3e-4                 run it, with one value changed
-  frostline evaluate runs/gru-reviews-1                     the report of a run
-  frostline predict runs/gru-reviews-1 more.csv --json
-  frostline train --resume runs/gru-reviews-1               go on after Ctrl-C
-
-frostline COMMAND --help shows a command's options; every key of a recipe can be set as KEY=VALUE."""
-
-_DATA = "a folder, a file (CSV, TSV, JSONL, Parquet, IDX), or a recipe (.yaml)"
+_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a system call can fail with that is the user's to mend, wherever it happens."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
-    words, overrides = _split(arguments)
-    options = parser.parse_args(words)
-    options.overrides = overrides
-    if options.command is None:
-        parser.print_help()
-        return 0
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(command=None, json="--json" in words)
     try:
-        options.run(options)
+        parsed = commands.parse(words)
+        if parsed is None:
+            print(commands.show_help(), end="")
+            return 0
+        options = parsed
+        return _verb(options.command)(options) or 0
     except FrostlineError as error:
         return _fail(options, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(options, "Stopped.", 130)
     except BrokenPipeError:  # the reader of our output (head, less) has gone
         sys.stderr.close()
+    except OSError as error:
+        if error.errno not in _THE_DISK:
+            raise
+        return _fail(options, f"{error.strerror}{f': {error.filename!r}' if error.filename else ''}. Look at the disk with: df -h", 2)
     return 0
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace], int | None]:
+    return {
+        "init": _init,
+        "check": _check,
+        "prepare": _prepare,
+        "plan": _plan,
+        "train": _train,
+        "find-lr": _find_lr,
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "show": _show,
+        "info": _info,
+    }[name]
 
 
 def _fail(options: argparse.Namespace, message: str, code: int) -> int:
     if getattr(options, "json", False):
         print(json.dumps({"error": message, "exit_code": code}, ensure_ascii=False))
     colour = ("\033[31m", "\033[0m") if sys.stderr.isatty() and code != 130 else ("", "")
-    print(f"{colour[0]}frostline {options.command}:{colour[1]} {message}", file=sys.stderr)
+    who = " ".join(["frostline", *([options.command] if options.command else [])])
+    print(f"{colour[0]}{who}:{colour[1]} {message}", file=sys.stderr)
     return code
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """KEY=VALUE words apart from the others; all words after `predict` are inputs and stay."""
-    if arguments[:1] == ["predict"]:
-        return arguments, []
-    overrides = [word for word in arguments if _OVERRIDE.match(word)]
-    return [word for word in arguments if not _OVERRIDE.match(word)], overrides
+def _print(options: argparse.Namespace, content: Mapping[str, Any], text: str) -> None:
+    print(json.dumps(_plain(content), ensure_ascii=False, allow_nan=False, default=str) if options.json else text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    from frostline import __version__
-
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="frostline", description="Develop and fine-tune models.", epilog=_EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"frostline {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
-    def command(name: str, run: Callable[[Any], None], text: str, *, json: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text, epilog=_HELP.get(name, ""), formatter_class=raw)
-        sub.set_defaults(run=run)
-        if json:
-            sub.add_argument("--json", action="store_true", help="print one JSON object on standard output and nothing else there")
-        sub.add_argument("--quiet", action="store_true", help="no progress, no notes; results and errors only")
-        return sub
-
-    sub = command("init", _init, "Look at the data and write a commented recipe for it.", json=False)
-    sub.add_argument("data", help="a folder or a file")
-    _model_flags(sub)
-    for name, run, text in [
-        ("check", _check, "Find everything that is wrong before a run; train nothing."),
-        ("plan", _plan, "Say what a run will do, why, how long it takes and how much memory it needs."),
-        ("train", _train, "Train or fine-tune, in a new folder."),
-        ("find-lr", _find_lr, "Try rising learning rates on the first batches and suggest one."),
-    ]:
-        sub = command(name, run, text)
-        sub.add_argument("data", nargs="?", help=_DATA)
-        _model_flags(sub)
-        if name == "train":
-            sub.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
-    sub = command("prepare", _prepare, "Read, clean and split the data, and print the report.")
-    sub.add_argument("data", help=_DATA)
-    sub.add_argument("--task", help="image-classification or text-classification")
-    sub.add_argument("--out", help="write the prepared dataset into this folder")
-    sub = command("evaluate", _evaluate, "Score a run on its test split and write report.html into its folder.")
-    sub.add_argument("folder", metavar="RUN")
-    sub.add_argument("--split", choices=("train", "validation", "test"), help="test, where there is one, when not given")
-    sub = command("predict", _predict, "Predict with a run: files, folders, a CSV, or lines of standard input (-).")
-    sub.add_argument("folder", metavar="RUN", help="a run's folder or a model's folder")
-    sub.add_argument("inputs", nargs="*", metavar="FILE", help="files, folders, a CSV or JSONL; - reads lines from standard input")
-    sub.add_argument("--text", action="append", default=[], help="a text itself; may be repeated")
-    sub.add_argument("--batch", type=int, default=32)
-    sub = command("show", _show, "Show a run, or `show data DATA`: rows as the model will see them.")
-    sub.add_argument("what", nargs="+", metavar="RUN | data DATA")
-    _model_flags(sub)
-    sub = command("info", _info, "Show versions and what this machine can do.")
-    sub.add_argument("--calibrate", action="store_true", help="measure the machine again")
-    return parser
-
-
-_HELP = {
-    "train": "examples:\n  frostline train photos/ --model vgg16 model.weights=vgg16-notop.h5 --adapt head --out runs/vgg train.epochs=10\n"
-    "  frostline train reviews.csv --task text-classification --model path/to/bert --adapt lora adapt.rank=8\n"
-    "  frostline train recipe.yaml train.lr=3e-4 train.epochs=5\n  frostline train --resume runs/vgg",
-    "predict": "examples:\n  frostline predict runs/vgg cat.jpg more-photos/\n  frostline predict runs/gru --text '这家店很好'\n"
-    "  cat lines.txt | frostline predict runs/gru - --json",
-    "plan": "examples:\n  frostline plan photos/ --model efficientnet-lite0\n  frostline plan recipe.yaml plan.cache=off",
-    "check": "examples:\n  frostline check photos/\n  frostline check recipe.yaml --json",
-    "evaluate": "examples:\n  frostline evaluate runs/vgg\n  frostline evaluate runs/vgg --split validation --json",
-    "init": "examples:\n  frostline init photos/ > recipe.yaml\n  frostline init reviews.csv --out reviews.yaml --model gru",
-    "prepare": "examples:\n  frostline prepare photos/ data.size=224 --out prepared/photos\n"
-    "  frostline prepare reviews.csv data.label_column=stars",
-    "show": "examples:\n  frostline show runs/vgg\n  frostline show data reviews.csv --model gru",
-    "find-lr": "examples:\n  frostline find-lr photos/ --model efficientnet-lite0 --out lr.svg",
-    "info": "examples:\n  frostline info\n  frostline info --calibrate --json",
-}
-
-
-def _model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", help="image-classification or text-classification; guessed when not given")
-    parser.add_argument(
-        "--model", metavar="NAME|PATH", help="vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, or an HF folder or id"
-    )
-    parser.add_argument("--adapt", metavar="A", help='head, "last N", full, lora or gradual')
-    parser.add_argument("--out", help="folder of the run (or file that is written)")
-
-
-def _recipe(options: argparse.Namespace, data: str | None) -> Any:
-    """The recipe and its sources, from a YAML file or a data path, the flags, and KEY=VALUE."""
-    from frostline.recipe_reader import resolve
-
-    flags = {"data.task": options.task, "model.name": getattr(options, "model", None), "adapt": getattr(options, "adapt", None)}
-    path = None
-    if data is not None and Path(data).suffix in (".yaml", ".yml"):
-        path = data
-    else:
-        flags["data.path"] = data
-    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None] + options.overrides
-    recipe, sources = resolve(path, overrides)
-    if options.out is not None and options.command in ("train", "plan", "check"):
-        recipe = recipe.with_values({"out": options.out})
-    if recipe.data.path is None and recipe.data.train is None:
-        raise RecipeError(f"no data was given, expected {_DATA}. For example: frostline {options.command} photos/")
-    return recipe, sources
-
-
-def _stages(options: argparse.Namespace) -> Any:
-    """Recipe → data → model → plan, each said to the user as it comes."""
-    from frostline.check import refuse_conflicts
-    from frostline.data.prepare import from_recipe
-    from frostline.models.load import from_recipe as load_model
-    from frostline.plan.plan import plan_recipe
-
-    recipe, sources = _recipe(options, options.data)
-    say = _say(options)
-    for key, source in sources.items():
-        say(f"{key}: from {source}")
-    data = from_recipe(recipe)
-    say(f"\n{data}\n")
-    refuse_conflicts(recipe, data.schema, data)
-    model = load_model(recipe, data)
-    plan = plan_recipe(recipe, model, data)
-    say(f"{plan}\n")
-    return plan
+def _plain(value: Any) -> Any:
+    """What JSON has no word for, a number that is not finite, becomes null."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _say(options: argparse.Namespace) -> Callable[[str], None]:
@@ -197,70 +96,122 @@ def _say(options: argparse.Namespace) -> Callable[[str], None]:
     return (lambda text: None) if options.quiet else say
 
 
-def _print(options: argparse.Namespace, content: dict[str, Any] | list[Any], text: str) -> None:
-    print(json.dumps(content, ensure_ascii=False, default=str) if getattr(options, "json", False) else text)
+def _recipe(options: argparse.Namespace, data: str | None) -> Any:
+    """The recipe and its sources, from a YAML file or a data path, the flags, and KEY=VALUE."""
+    from frostline.recipe_reader import resolve
+
+    is_recipe = data is not None and Path(data).suffix.lower() in (".yaml", ".yml")
+    flags = {
+        "data.path": None if is_recipe else data,
+        "data.task": options.task,
+        "model.name": getattr(options, "model", None),
+        "adapt": getattr(options, "adapt", None),
+        "out": options.out if options.command in ("train", "plan", "check") else None,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    recipe, sources = resolve(data if is_recipe else None, options.overrides, given)
+    if recipe.data.path is None and recipe.data.train is None:
+        raise RecipeError(f"no data was given, expected {commands.DATA}. For example: frostline {options.command} photos/")
+    return recipe, sources
+
+
+def _data(options: argparse.Namespace, recipe: Any) -> Any:
+    from frostline.data.prepare import from_recipe
+
+    return from_recipe(recipe, progress=not options.quiet)
+
+
+def _stages(options: argparse.Namespace) -> Any:
+    """Recipe → data → model → plan, each said to the user as it comes, the plan itself by the caller."""
+    from frostline.check import refuse_conflicts
+    from frostline.models.load import from_recipe as load_model
+    from frostline.plan.plan import plan_recipe
+
+    recipe, sources = _recipe(options, options.data)
+    say = _say(options)
+    for key, source in sources.items():
+        say(f"{key} = {functools.reduce(getattr, key.split('.'), recipe)} ({source})")
+    if options.command == "find-lr":
+        recipe = dataclasses.replace(recipe, out=None)
+    data = _data(options, recipe)
+    say(f"\n{data}\n")
+    refuse_conflicts(recipe, data.schema, data)
+    return plan_recipe(recipe, load_model(recipe, data), data)
+
+
+def _refuse_settings(options: argparse.Namespace, why: str) -> None:
+    """Raise where something was set that would be ignored."""
+    flags = {name: getattr(options, name, None) for name in ("data", "task", "model", "adapt", "out")}
+    given = [
+        *options.overrides,
+        *(f"{'' if name == 'data' else f'--{name} '}{value}" for name, value in flags.items() if value is not None),
+    ]
+    if given:
+        raise RecipeError(f"got {given[0]!r}, but {why}")
 
 
 def _init(options: argparse.Namespace) -> None:
+    from frostline.files import write_atomically
     from frostline.init import commented_recipe
 
+    if options.out is not None and Path(options.out).exists():
+        raise RecipeError(f"{options.out!r} exists already and was not written over. Choose another file with --out")
     recipe, _ = _recipe(options, options.data)
-    text = commented_recipe(recipe)
+    text = commented_recipe(recipe, progress=not options.quiet)
     if options.out is None:
         print(text, end="")
         return
-    if Path(options.out).exists():
-        raise RecipeError(f"{options.out!r} exists already and was not written over. Choose another file with --out")
-    from frostline.files import write_atomically
-
     write_atomically(Path(options.out), text.encode())
     print(f"Wrote {options.out}. Edit it, then: frostline train {options.out}")
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
     from frostline.check import check
 
     recipe, _ = _recipe(options, options.data)
-    findings = check(recipe)
+    findings = check(recipe, progress=not options.quiet)
     _print(options, findings.to_dict(), str(findings))
-    if findings.errors:
-        raise SystemExit(2)
+    return RecipeError.exit_code if findings.errors else 0
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from frostline.data.prepare import from_recipe
-
     recipe, _ = _recipe(options, options.data)
-    data = from_recipe(recipe)
-    if options.out is not None:
-        if Path(options.out).exists() and any(Path(options.out).iterdir()):
-            raise RecipeError(f"--out {options.out!r} is not empty; nothing was written. Choose another folder")
-        data.save(options.out)
-    text = f"{data}" + (f"\nWrote {options.out}. Train on it with: frostline train {options.out}" if options.out else "")
+    out = None if options.out is None else Path(options.out)
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise RunError(
+            f"--out {options.out!r} {'is not empty' if out.is_dir() else 'is a file'}; nothing was written. Choose another folder"
+        )
+    data = _data(options, recipe)
+    if out is not None:
+        data.save(out)
+    text = f"{data}" + (f"\nWrote {out}. Train on it with: frostline train {out}" if out else "")
     _print(options, {"report": data.report.to_dict(), "fingerprint": data.fingerprint, "out": options.out}, text)
 
 
 def _plan(options: argparse.Namespace) -> None:
-    notes = _say(options)
-    options.quiet, quiet = True, options.quiet
     plan = _stages(options)
-    options.quiet = quiet
-    if not quiet and not options.json:
-        notes(f"{plan.data}\n")
     _print(options, plan.to_dict(), str(plan))
 
 
 def _train(options: argparse.Namespace) -> None:
     from frostline import api
 
+    say = _say(options)
     if options.resume is not None:
-        run = api.resume(options.resume, quiet=options.quiet, say=_say(options))
+        again = f"frostline train {Path(options.resume) / 'recipe.yaml'} KEY=VALUE"
+        _refuse_settings(options, f"a run that goes on keeps its recipe. Leave it out, or start a new run with: {again}")
+        run = api.resume(options.resume, quiet=options.quiet, say=say)
     else:
-        run = api.train(_stages(options), quiet=options.quiet, say=_say(options))
-    predicted, actual = run.cost["predicted"], run.cost["actual"]
+        plan = _stages(options)
+        say(f"{plan}\n")
+        run = api.train(plan, quiet=options.quiet, say=say)
+    actual = run.cost["actual"]
+    # A run that went on measured only its last part, and predicted nothing.
+    predicted = run.cost["predicted"] if run.cost["whole_run"] else None
+    seconds = f", predicted {predicted['seconds']:.1f} s" if predicted else ""
+    memory = f", predicted {predicted['peak_bytes'] / 1e6:.0f} MB" if predicted else ""
     text = (
-        f"\nSaved {run.model_folder} ({actual['seconds']:.1f} s, predicted {predicted['seconds']:.1f} s; "
-        f"peak memory {actual['peak_bytes'] / 1e6:.0f} MB, predicted {predicted['peak_bytes'] / 1e6:.0f} MB)\n"
+        f"\nSaved {run.model_folder} ({actual['seconds']:.1f} s{seconds}; peak memory {actual['peak_bytes'] / 1e6:.0f} MB{memory})\n"
         f"Next: frostline evaluate {run.folder}\n      frostline predict {run.folder} FILE"
     )
     _print(options, {"run": str(run.folder), "model": str(run.model_folder), "epochs": run.history, "cost": run.cost}, text)
@@ -269,12 +220,10 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from frostline import api
 
+    _refuse_settings(options, "a run is evaluated as it is. Leave it out")
     report = api.evaluate(options.folder, options.split, quiet=options.quiet)
-    _print(
-        options,
-        {**report.to_dict(), "html": f"{options.folder}/report.html"},
-        f"{report}\n\nThe whole report: {options.folder}/report.html",
-    )
+    page = Path(options.folder) / "report.html"
+    _print(options, {**report.to_dict(), "html": str(page)}, f"{report}\n\nThe whole report: {page}")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -282,68 +231,86 @@ def _predict(options: argparse.Namespace) -> None:
 
     from frostline import api
 
-    inputs: list[str] = []
-    for word in options.inputs:
-        inputs += [line.rstrip("\n") for line in sys.stdin] if word == "-" else [word]
-    if not inputs and not options.text:
+    if options.batch < 1:
+        raise RecipeError(f"--batch got {options.batch!r}, expected 1 or more. Use: --batch 32")
+    if not options.inputs and not options.text:
         raise RecipeError(
             f"nothing to predict was given, expected files, folders, --text or -. For example: frostline predict {options.folder} FILE"
         )
-    model = api.load(options.folder)
+    model = api.load_trained(options.folder)
+    inputs = [word for word in options.inputs if word != "-"]
+    lines = _standard_input() if "-" in options.inputs else []
+    if model.card.schema.task == "text-classification":
+        options.text += lines  # a line is a text, even where a file of that name exists
+    else:
+        inputs += [line for line in lines if line.strip()]
     start = time.perf_counter()
     results = api.predict(model, inputs, batch=options.batch, texts=options.text)
     rate = len(results) / max(time.perf_counter() - start, 1e-9)
-    if options.json:
-        _print(options, {"predictions": results, "rows_per_second": rate}, "")
-        return
-    for result in results:
-        print(
-            f"{result['input']}\t{result['error'] if 'error' in result else result['label']}\t{result.get('probability', float('nan')):.4f}"
-        )
-    if not options.quiet:
+    _print(options, {"predictions": results, "rows_per_second": rate}, "\n".join(map(_prediction_line, results)))
+    if not options.quiet and not options.json:
         print(f"{len(results)} rows, {rate:.1f} rows/s", file=sys.stderr)
 
 
-def _show(options: argparse.Namespace) -> None:
-    if options.what[0] == "data" and len(options.what) == 2:
-        from frostline.check import Findings, rows_as_seen
-        from frostline.data.prepare import from_recipe
-        from frostline.models.load import from_recipe as load_model
+def _standard_input() -> list[str]:
+    try:
+        return [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"standard input: got bytes that are not {error.encoding}, expected lines of text. Convert it with: iconv -t utf-8"
+        ) from error
 
-        recipe, _ = _recipe(options, options.what[1])
-        data = from_recipe(recipe)
-        rows = rows_as_seen(load_model(recipe, data), data, count=8)
-        _print(options, {"rows": rows}, str(Findings(rows=rows)))
+
+def _prediction_line(result: Mapping[str, Any]) -> str:
+    """Input, label and probability between tabs, so an input's own tabs and line breaks become spaces."""
+    label = result["label"] if "error" not in result else f"error: {result['error']}"
+    shown = ", ".join(label) if isinstance(label, list) else f"{label:.6g}" if isinstance(label, float) else label
+    probability = [f"{result['probability']:.4f}"] if result.get("probability") is not None else []
+    return "\t".join(" ".join(str(part).split()) for part in [result["input"], shown, *probability])
+
+
+def _show(options: argparse.Namespace) -> None:
+    if len(options.what) > 2 or (len(options.what) == 2 and options.what[0] != "data"):
+        raise RecipeError(
+            f"got {options.what!r}, expected a run, or `data` and a path. For example: frostline show data {options.what[-1]}"
+        )
+    if len(options.what) == 2:
+        _show_data(options, options.what[1])
         return
+    from frostline.terminal import table
     from frostline.train.run import open_run
 
+    _refuse_settings(options, "a run is shown as it is. Leave it out, or show data with: frostline show data DATA")
     run = open_run(options.what[0])
-    lines = [str(run), *(f"  {record}" for record in run.history)]
-    _print(options, {"run": str(run.folder), "plan": run.plan, "history": run.history, "cost": run.cost}, "\n".join(lines))
+    names = list(dict.fromkeys(name for record in run.history for name in record))
+    epochs = table(names, [[record.get(name, "") for name in names] for record in run.history]) if names else "no epoch is finished"
+    content = {"run": str(run.folder), "plan": run.plan, "history": run.history, "cost": run.cost}
+    _print(options, content, f"{run}\n{epochs}")
+
+
+def _show_data(options: argparse.Namespace, path: str) -> None:
+    from frostline.check import Findings, rows_as_seen
+    from frostline.models.load import from_recipe as load_model
+
+    recipe, _ = _recipe(options, path)
+    data = _data(options, recipe)
+    rows = rows_as_seen(load_model(recipe, data), data, count=8)
+    _print(options, {"rows": rows, "report": data.report.to_dict()}, f"{data}\n\n{Findings(rows=rows).rows_text()}")
 
 
 def _info(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
     import torch
     import transformers
 
     from frostline import __version__
     from frostline.plan.machine import machine, memory_limit
 
+    _refuse_settings(options, "`frostline info` has nothing to set. Leave it out")
     here = machine(again=options.calibrate)
-    content = {
-        "frostline": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "free_memory_gb": memory_limit() / 1e9,
-    }
-    content |= asdict(here)
-    _print(
-        options,
-        content,
-        "\n".join(f"{name:<22} {value:.1f}" if isinstance(value, float) else f"{name:<22} {value}" for name, value in content.items()),
-    )
+    versions = {"frostline": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    content = {**versions, "free_memory_gb": memory_limit() / 1e9, **dataclasses.asdict(here)}
+    shown = {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in content.items()}
+    _print(options, content, "\n".join(f"{name:<22} {value}" for name, value in shown.items()))
 
 
 def _find_lr(options: argparse.Namespace) -> None:

@@ -23,11 +23,13 @@ def write_atomically(path: Path, content: bytes | bytearray | memoryview | objec
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise RunError(
-            f"{str(path)!r} could not be written: {error.strerror or error}. Free space or choose another folder with --out"
+            f"{str(path)!r} could not be written: {error.strerror or error}. Look at the disk with: df -h {path.parent}; "
+            "free space there, or choose another folder with --out"
         ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):  # not there any more when all went well
+            os.unlink(temporary)
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from frostline.data.dataset import Dataset
 from frostline.data.prepare import from_recipe
+from frostline.data.report import printable
+from frostline.models.load import default_name
 from frostline.recipe import AdaptRecipe, DataRecipe, ModelRecipe, Recipe, TrainRecipe, describe
 
 _SHOWN: dict[type, tuple[str, ...]] = {
@@ -20,20 +23,25 @@ _SHOWN: dict[type, tuple[str, ...]] = {
 """Keys that are set although they have their default, since most people change them."""
 
 
-def commented_recipe(recipe: Recipe) -> str:
+def commented_recipe(recipe: Recipe, *, progress: bool = True) -> str:
     """YAML text for ``recipe``, after its data was read; the comments say what was found there."""
-    data = from_recipe(recipe)
+    data = from_recipe(recipe, progress=progress)
     found = dataclasses.replace(recipe.data, task=data.schema.task)
-    name = recipe.model.name or ("gru" if data.schema.task == "text-classification" else "efficientnet-lite0")
-    recipe = dataclasses.replace(recipe, data=found, model=dataclasses.replace(recipe.model, name=name))
+    model = dataclasses.replace(recipe.model, name=recipe.model.name or default_name(data.schema))
+    return "\n".join([*_found(data), *_section(dataclasses.replace(recipe, data=found, model=model), 0)]) + "\n"
+
+
+def _found(data: Dataset) -> list[str]:
+    """What was seen, as comments; a label or a file's name may hold a line break, which must not end the comment."""
     labels = ", ".join(data.schema.labels[:8]) + (" …" if len(data.schema.labels) > 8 else "")
     rows = ", ".join(f"{split} {table.num_rows}" for split, table in data.splits.items())
-    head = [
-        "# A Frostline recipe. Run it with: frostline train THIS-FILE",
-        f"# Found: {data.schema.task}, {rows} rows; labels: {labels or 'numbers'}",
-        "",
+    lines = [
+        "A Frostline recipe. Run it with: frostline train THIS-FILE",
+        f"Found: {data.schema.task}, {rows} rows; labels: {labels or 'numbers'}",
+        *(f"warning: {text}" for text in data.report.warnings),
+        *(f"note: {text}" for text in data.report.notes),
     ]
-    return "\n".join(head + _section(recipe, 0)) + "\n"
+    return [f"# {printable(' '.join(line.split()))}" for line in lines]
 
 
 def _section(values: Any, depth: int) -> list[str]:
@@ -42,10 +50,7 @@ def _section(values: Any, depth: int) -> list[str]:
     for field in dataclasses.fields(values):
         value, indent = getattr(values, field.name), "  " * depth
         if dataclasses.is_dataclass(value):
-            below = _section(value, depth + 1)
-            empty = all(line.lstrip().startswith("#") for line in below)
-            heading = f"{indent}{'# ' if empty and depth else ''}{field.name}:{' {}' if empty and not depth else ''}"
-            lines += [*([""] if depth == 0 else []), heading, *below]
+            lines += [*([""] if depth == 0 else []), f"{indent}{field.name}:", *_section(value, depth + 1)]
             continue
         is_set = value != getattr(default, field.name) or field.name in _SHOWN.get(type(values), ())
         comment = f"  # {documentation[field.name]}" if field.name in documentation else ""
@@ -58,4 +63,4 @@ def _yaml(value: Any) -> str:
 
     if value is None:
         return "null"
-    return yaml.safe_dump(value, allow_unicode=True, default_flow_style=True).strip().removesuffix("...").strip()
+    return yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=float("inf")).strip().removesuffix("...").strip()

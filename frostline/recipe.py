@@ -100,6 +100,7 @@ class DataRecipe:
     workers: int | None = None
     """Threads that decode; one per core when not given. The order of rows does not depend on it."""
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    """Random changes to training images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,7 @@ class TrainRecipe:
     accumulate: int = 1
     """Forward passes in one optimiser step; the loss is divided by the labels of all of them."""
     optimizer: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon", "rmsprop"] = "adamw"
+    """What turns gradients into steps."""
     lr: float | None = None
     """Learning rate; 1e-3 for a head, lora or a model from zero, 2e-5 otherwise (sgd and muon: ten times that), when not given."""
     momentum: float = 0.9
@@ -184,6 +186,7 @@ class TrainRecipe:
     weight_decay: float = 0.0
     """Not applied to biases and norms."""
     schedule: Literal["constant", "linear", "cosine", "one-cycle", "plateau"] = "constant"
+    """How the learning rate changes over the run, after the warm-up; plateau: falls when validation no longer gets better."""
     warmup: float = 0.0
     """Steps of linear warm-up; below 1: a share of all steps."""
     clip: float | None = None
@@ -193,7 +196,9 @@ class TrainRecipe:
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs rows / (classes × rows of the class)."""
     label_smoothing: float = 0.0
+    """For cross-entropy: this share of each label is spread over all classes."""
     focal_gamma: float = 2.0
+    """For focal: how much less the rows count that are right already."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
     early_stopping: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -16,28 +17,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frostline.errors import RecipeError
-from frostline.recipe import Recipe
+from frostline.recipe import Recipe, describe
+
+_COMMAND_LINE = "command line"
 
 
-def resolve(path: str | Path | None, overrides: Iterable[str] = ()) -> tuple[Recipe, dict[str, str]]:
-    """The recipe of a YAML file (or the defaults) with ``key=value`` overrides, and where each given value came from.
+def resolve(
+    path: str | Path | None, overrides: Iterable[str] = (), flags: Mapping[str, str] = types.MappingProxyType({})
+) -> tuple[Recipe, dict[str, str]]:
+    """The recipe of a YAML file (or the defaults), then ``flags``, then ``key=value`` overrides; and where each value came from.
 
-    Returns the recipe and ``{dotted key: source}``, with sources such as ``recipe.yaml:12`` and ``command line``.
+    ``flags``: dotted keys with text that is taken as it stands. Returns the recipe and ``{dotted key: source}``, with sources
+    such as ``recipe.yaml:12`` and ``command line``.
     """
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
-        given.update(_read_yaml(Path(path)))
+        given.update(_expanded(_read_yaml(Path(path))))
+    given.update(_expanded({key: (text, _COMMAND_LINE) for key, text in flags.items()}))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
-            raise RecipeError(f"command line: got {override!r}, expected key=value, for example train.lr=3e-4")
-        given.update(_flatten(key.strip(), _parse(text, "command line"), "command line"))
-    return _build_all(Recipe(), given), {key: source for key, (_, source) in given.items()}
+            raise RecipeError(f"{_COMMAND_LINE}: got {override!r}, expected key=value, for example train.lr=3e-4")
+        given.update(_expanded(_flatten(key.strip(), _parse(key.strip(), text), _COMMAND_LINE)))
+    return _build(Recipe, Recipe(), given, ""), {key: source for key, (_, source) in given.items()}
 
 
 def assign(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
     """A copy of ``recipe`` with the dotted keys of ``values`` replaced, each value checked."""
-    return _build_all(recipe, {key: (value, f"{source} {key}") for key, value in _flatten("", dict(values)).items()})
+    flat = {key: (value, f"{source} {key}") for key, value in _flatten("", dict(values)).items()}
+    return _build(type(recipe), recipe, _expanded(flat), "")
 
 
 def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
@@ -45,17 +53,27 @@ def _read_yaml(path: Path) -> dict[str, tuple[Any, str]]:
 
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error}. Write one with: frostline init DATA") from error
+    except OSError as error:
+        raise RecipeError(f"recipe {str(path)!r} cannot be read: {error.strerror}. Write one with: frostline init DATA > {path}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {str(path)!r} is not UTF-8 ({error}), expected text in UTF-8. Save it again in that encoding") from error
     try:
         tree = _compose(text, path.name)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(_not_yaml(error, path.name)) from error
     if tree is None:
         return {}
     if not isinstance(tree, yaml.MappingNode):
         raise RecipeError(f"{path}:1: got {text[:40]!r}, expected keys such as data: and train:. Write a recipe with: frostline init DATA")
     return _flatten("", _plain(tree, path.name), path.name)
+
+
+def _not_yaml(error: Any, name: str) -> str:
+    """The parser's complaint with its line. An error of the reader (a control character) has a position in place of a mark."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or " ".join(str(error).split())
+    where = f"{name}:{mark.line + 1}" if mark else name
+    return f"{where}: got YAML that cannot be read: {problem}. Mend that line; names and values stand as in epochs: 3"
 
 
 _DEEPEST = 20
@@ -73,7 +91,7 @@ def _compose(text: str, name: str) -> Any:
         if depth > _DEEPEST:
             strange = f"{depth} levels of nesting"
         if strange and depth:  # depth 0: a flag's value is only text
-            raise RecipeError(f"{name}:{event.start_mark.line + 1}: got {strange}, expected plain values, such as epochs: 3")
+            raise RecipeError(f"{name}:{event.start_mark.line + 1}: got {strange}, expected plain values, such as epochs: 3. Remove it")  # type: ignore[union-attr]
     return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
@@ -81,6 +99,7 @@ class _Text(str):
     """A scalar of a YAML file, still text, with the line that it stands on."""
 
     line: int | None = None
+    quoted: bool = False
 
 
 def _plain(node: Any, name: str) -> Any:
@@ -101,20 +120,23 @@ def _plain(node: Any, name: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, name) for item in node.value]
     text = _Text(node.value)
-    text.line = node.start_mark.line + 1
+    text.line, text.quoted = node.start_mark.line + 1, node.style is not None
     return text
 
 
-def _parse(text: str, name: str) -> Any:
+def _parse(key: str, text: str) -> Any:
+    """The value of ``key=text``: YAML for lists and whole sections; one value is text, whatever signs a path may hold."""
     import yaml
 
+    if key in all_keys() and key not in _lists():
+        return text
     try:
-        tree = _compose(text, name)
+        tree = _compose(text, _COMMAND_LINE)
     except yaml.YAMLError:
-        return text  # a path with a colon, say: the field's type will judge it
+        return text  # the field's type will judge it
     if tree is None or isinstance(tree, yaml.ScalarNode):
         return text
-    return _plain(tree, name)
+    return _plain(tree, _COMMAND_LINE)
 
 
 def _flatten(key: str, value: Any, source: str = "argument") -> dict[str, tuple[Any, str]] | dict[str, Any]:
@@ -133,19 +155,27 @@ def _flatten(key: str, value: Any, source: str = "argument") -> dict[str, tuple[
 _SHORTHAND = {"adapt": "method"}  # `adapt: lora` means `adapt: {method: lora}`
 
 
-def _build_all(recipe: Any, given: Mapping[str, tuple[Any, str]]) -> Any:
-    values: dict[str, Any] = {}
+def _expanded(given: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
+    """``adapt: last 2`` written out as ``adapt.method`` and ``adapt.last``."""
+    values: dict[str, tuple[Any, str]] = {}
     for key, (value, source) in given.items():
-        if key in _SHORTHAND and not isinstance(value, dict) and value not in (None, ""):
-            words = str(value).split()
-            values[f"{key}.{_SHORTHAND[key]}"] = (words[0], source)
-            if len(words) == 2 and words[0] == "last":
-                values[f"{key}.last"] = (words[1], source)
-            elif len(words) > 1:
-                raise RecipeError(f"{source}: {key} got {value!r}, expected one method, such as head, lora or last 2")
-        else:
+        if key not in _SHORTHAND or isinstance(value, dict) or _is_nothing(value):
             values[key] = (value, source)
-    return _build(type(recipe), recipe, values, "")
+            continue
+        words = str(value).split()
+        values[f"{key}.{_SHORTHAND[key]}"] = (words[0] if words else "", source)
+        if len(words) == 2 and words[0] == "last":
+            values[f"{key}.last"] = (words[1], source)
+        elif len(words) > 1:
+            raise RecipeError(f"{source}: {key} got {str(value)!r}, expected one method, such as head, lora or last 2")
+    return values
+
+
+def _is_nothing(value: Any) -> bool:
+    """What stands for no value: nothing, an empty text, or YAML's null unless it is quoted."""
+    if not isinstance(value, str):
+        return value is None
+    return not value or (value in ("~", "null", "Null", "NULL") and not getattr(value, "quoted", False))
 
 
 def _build(cls: type, current: Any, values: Mapping[str, tuple[Any, str]], prefix: str) -> Any:
@@ -158,8 +188,11 @@ def _build(cls: type, current: Any, values: Mapping[str, tuple[Any, str]], prefi
             raise RecipeError(f"{source}: unknown key {prefix + key!r}{_nearest(prefix + key)}")
         if dataclasses.is_dataclass(hints[first]):
             if not rest:
-                if value not in (None, "", {}):
-                    raise RecipeError(f"{source}: {prefix + key} got {value!r}, expected keys below it: {', '.join(_names(hints[first]))}")
+                if value != {} and not _is_nothing(value):
+                    received = str(value) if isinstance(value, _Text) else value
+                    raise RecipeError(
+                        f"{source}: {prefix + key} got {received!r}, expected keys below it: {', '.join(_names(hints[first]))}"
+                    )
                 continue
             below.setdefault(first, {})[rest] = (value, source)
         else:
@@ -182,15 +215,36 @@ def all_keys(cls: type = Recipe, prefix: str = "") -> tuple[str, ...]:
     return tuple(keys)
 
 
+@functools.cache
+def _lists() -> frozenset[str]:
+    """The keys whose value is a list."""
+    default = Recipe()
+    return frozenset(key for key in all_keys() if isinstance(functools.reduce(getattr, key.split("."), default), list))
+
+
 def _nearest(key: str) -> str:
-    leaf = key.rpartition(".")[2]
+    """What was meant: the same name elsewhere, a name that is spelt like it, or one whose documentation begins with it."""
+    section, _, leaf = key.rpartition(".")
     known = all_keys()
-    same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(key, known, 1, 0.6)
-    if not close:
-        leaves = {k.rpartition(".")[2]: k for k in known}
-        close = [leaves[name] for name in difflib.get_close_matches(leaf, leaves, 1, 0.6)]
-    return f"; did you mean {close[0]!r}?" if close else f"; the keys are: {', '.join(known)}"
+    here = [k for k in known if k.rpartition(".")[0] == section]
+    by_leaf = {k.rpartition(".")[2]: k for k in [*known, *here]}  # of equal names, the one in this section
+    close = [k for k in known if k.rpartition(".")[2] == leaf] or [
+        by_leaf[name] for name in difflib.get_close_matches(leaf, by_leaf, 1, 0.65)
+    ]
+    close = close or [k for k in known if _documentation(k).lower().startswith(leaf.replace("_", " ").lower())]
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    listed = here or list(dict.fromkeys(k.partition(".")[0] for k in known))
+    return f"; the keys {f'below {section}' if here and section else 'there'} are: {', '.join(k.rpartition('.')[2] for k in listed)}"
+
+
+def _documentation(key: str) -> str:
+    """The text under a dotted key's field."""
+    cls: Any = Recipe
+    *sections, leaf = key.split(".")
+    for section in sections:
+        cls = typing.get_type_hints(cls)[section]
+    return describe(cls).get(leaf, "")
 
 
 def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
@@ -201,9 +255,9 @@ def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
         return RecipeError(f"{source}: {key} got {received!r}, expected {expected}")
 
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None or (isinstance(value, str) and value.lower() in ("", "null", "none", "~")):
-            return None
         hint = next(option for option in typing.get_args(hint) if option is not types.NoneType)
+        if _is_nothing(value) or (hint is not str and isinstance(value, str) and value.lower() == "none"):
+            return None
     if typing.get_origin(hint) is Literal:
         options = typing.get_args(hint)
         text = {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
@@ -213,8 +267,8 @@ def _convert(value: Any, hint: Any, key: str, source: str) -> Any:
         return text
     if typing.get_origin(hint) is list:
         if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        if not isinstance(value, list | tuple):
+            value = [] if _is_nothing(value) else [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
             raise refuse("a list, as in [flatten, dense 256 relu]")
         return [str(item) for item in value]
     if hint is bool:
@@ -234,9 +288,18 @@ def _number(value: Any, hint: type, refuse: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise refuse(expected)
     try:
-        number = float(value)
-    except ValueError:
-        raise refuse(expected) from None
-    if number != number or number in (float("inf"), float("-inf")) or (hint is int and number != int(number)):
+        number = hint(value)  # not by way of float, which would round a large seed
+    except (ValueError, OverflowError):
+        number = _whole(value) if hint is int else None
+    if number is None or (hint is float and not math.isfinite(number)) or (isinstance(value, float) and number != value):
         raise refuse(expected)
-    return hint(number)
+    return number
+
+
+def _whole(value: str | int | float) -> int | None:
+    """``1e3`` and ``32.0`` are whole numbers too."""
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() else None

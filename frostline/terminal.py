@@ -39,4 +39,6 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("\n", " ")
+    if not isinstance(value, float):
+        return str(value).replace("\n", " ")
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.2e}"  # a learning rate of 2e-5 is not 0.0000

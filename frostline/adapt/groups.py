@@ -13,11 +13,21 @@ from torch import nn
 
 from frostline.errors import ModelError
 from frostline.models.model import Model
-from frostline.recipe import AdaptRecipe
+from frostline.recipe import AdaptRecipe, TrainRecipe
 
 Kind = Literal["hidden", "other", "vector"]
 """hidden: 2-D weights between embedding and head, what Muon is for; vector: biases and norms; other: all else."""
 KINDS: tuple[Kind, ...] = ("hidden", "other", "vector")
+
+
+def default_lr(recipe: TrainRecipe, method: str, pretrained: bool) -> float:
+    """The learning rate where the recipe gives none: by what learns (``method``: settled, not auto) and by the optimiser.
+
+    >>> default_lr(TrainRecipe(), "head", pretrained=True), default_lr(TrainRecipe(optimizer="sgd"), "full", pretrained=True)
+    (0.001, 0.0002)
+    """
+    lr = 1e-3 if method in ("head", "lora") or not pretrained else 2e-5
+    return lr * 10 if recipe.optimizer in ("sgd", "muon") else lr
 
 
 def parameter_groups(model: Model, recipe: AdaptRecipe, lr: float, weight_decay: float) -> list[dict[str, Any]]:

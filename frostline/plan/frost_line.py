@@ -319,15 +319,22 @@ def deviation(module: nn.Module, line: FrostLine, inputs: Inputs) -> float:
     """Largest difference between the plain logits and those from the border on, relative to the largest plain logit.
 
     Everything that must not be read (pixels, prefix outputs that are no border) is NaN, so that a line that was found
-    wrongly gives NaN here, never a wrong number later.
+    wrongly gives NaN here, never a wrong number later. What a border has where a text is padded is zero, as from the store.
     """
     with preserved(module), torch.no_grad():
         torch.manual_seed(3)
         plain = logits_of(module(**inputs))
-        border = tuple(capture(module, line, inputs))
+        border = tuple(_unpadded(item, tensor, inputs) for item, tensor in zip(line.border, capture(module, line, inputs), strict=True))
         torch.manual_seed(3)
         short = resume_from_border(module, line, without_pixels(inputs, float("nan")), border, fill=float("nan"))
     return float((plain - short).abs().max() / plain.abs().max().clamp_min(1e-12))
+
+
+def _unpadded(item: BorderTensor, tensor: Tensor, inputs: Inputs) -> Tensor:
+    if not item.per_token:
+        return tensor
+    padding = (inputs["attention_mask"] == 0).reshape(*tensor.shape[:2], *[1] * (tensor.dim() - 2))
+    return tensor.masked_fill(padding, 0)
 
 
 @contextlib.contextmanager

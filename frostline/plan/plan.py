@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from frostline.adapt.apply import adapt, resolve_method
+from frostline.adapt.groups import default_lr
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
@@ -119,8 +120,6 @@ def plan_options(model: Model, data: Dataset, options: dict[str, Any]) -> Recipe
 
 def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decision] | None = None) -> Plan:
     """Plan a run from a complete recipe; ``forced``: the decisions of the run that is resumed, taken as they are."""
-    from frostline.train.optimizers import default_lr
-
     if not data.splits.get("train", ()):
         raise DataError("the dataset has no training rows, expected at least one. Check data.path with: frostline check DATA")
     method = resolve_method(model, recipe.adapt)
@@ -159,15 +158,13 @@ def _resumed(
     recipe: Recipe, model: Model, data: Dataset, task: Task, options: LossOptions, execution: Execution, forced: list[Decision]
 ) -> Plan:
     """The plan of a run that goes on: its decisions again, nothing measured, so that it goes on bit for bit."""
-    from frostline.plan.frost_line import find_frost_line
-
     on = {decision.what for decision in forced if decision.on}
     channels_last.lay_out(execution, "channels_last" in on)
     execution.precision = "bf16" if "bf16" in on else "fp32"
     if "cache_prefix" in on:
         source = execution.sources["train"]
         model.module.train()
-        execution.line = find_frost_line(model.module, source.encode(np.arange(min(3, source.rows)), None).inputs)
+        execution.line = execution.find_line(source.encode(np.arange(min(3, source.rows)), None).inputs)
     work = _work(recipe, model, data)
     cost = Cost(seconds=0.0, peak_bytes=0, disk_bytes=0, parts={})
     return Plan(

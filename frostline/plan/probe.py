@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from frostline.data.loader import Batch
 from frostline.plan.execution import Execution
-from frostline.plan.frost_line import FrostLine, find_frost_line, preserved
+from frostline.plan.frost_line import FrostLine, preserved
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits, labels) → (sum, count)."""
@@ -54,7 +54,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     few = source.encode(_spread(source.rows, min(4, source.rows)), None)
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
-        line = find_frost_line(module, few.inputs) if source.rows >= 2 else None
+        line = execution.find_line(few.inputs) if source.rows >= 2 else None
         execution.line = line
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0

@@ -83,8 +83,7 @@ class PrefixStore:
         self.folder, self.complete = final, True
 
     def discard(self) -> None:
-        """Delete the files."""
-        self.arrays = []
+        """Delete the files. Threads that are reading keep their mappings."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _token_positions(self, rows: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -165,14 +164,27 @@ def create_store(key: str, border: list[BorderTensor], rows: int, offsets: Tenso
 
 
 def evict(limit_bytes: float) -> None:
-    """Delete the stores used longest ago until what is left takes at most ``limit_bytes``."""
+    """Delete what killed processes left half made, and the stores used longest ago until the rest takes at most ``limit_bytes``."""
     if not stores_folder().exists():
         return
+    for folder in stores_folder().glob("*.*"):
+        if not _alive(folder.suffix[1:]):
+            shutil.rmtree(folder, ignore_errors=True)
     kept = 0
     for folder in sorted((f for f in stores_folder().iterdir() if "." not in f.name), key=lambda f: f.stat().st_mtime, reverse=True):
         kept += sum(file.stat().st_size for file in folder.iterdir())
         if kept > limit_bytes:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass  # another user's, but there
+    return True
 
 
 def _map(folder: Path, border: list[BorderTensor], rows: int, tokens: int) -> list[Tensor]:

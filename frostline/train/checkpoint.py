@@ -1,7 +1,8 @@
 """Checkpoints: what learns, the optimiser's state and the counters, as safetensors and JSON.
 
 Frozen weights are not written: they are the base's, and a run starts from the base again. Randomness needs no state (law 2).
-A checkpoint is written beside, made durable, and renamed; so a folder named step-N is always whole.
+A checkpoint is written beside, made durable, and renamed; so a folder named step-N is always whole. Where it is there already
+(the epoch's last step was a checkpoint, and now the epoch ends), its tensors stand and only the counters are replaced.
 """
 
 from __future__ import annotations
@@ -41,10 +42,15 @@ class Counters:
     ema_updates: int = 0
 
 
-def learning_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Learning parameters and the buffers of what is not frozen (a learning BatchNorm's statistics), by name."""
-    frozen = set(frozen_names(module))
+def learning_tensors(module: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
+    """Learning parameters and the buffers of what is not frozen (a learning BatchNorm's statistics), by name.
+
+    ``everything``: what is frozen too, for a gradual run, in which the frozen part is the base's no more once it has thawed.
+    """
     persistent = module.state_dict(keep_vars=True)
+    if everything:
+        return persistent
+    frozen = set(frozen_names(module))
     return {
         name: tensor
         for name, tensor in persistent.items()
@@ -56,14 +62,17 @@ def save_checkpoint(folder: Path, counters: Counters, tensors: dict[str, dict[st
     """Write ``folder/step-N``. ``tensors``: one safetensors file per name. Raises RunError when the disk is full."""
     final = folder / f"step-{counters.step:08d}"
     beside = folder / f".{final.name}.{os.getpid()}"
+    state = json.dumps({"counters": asdict(counters), "numbers": numbers}).encode()
     try:
+        if final.exists():
+            write_atomically(final / "state.json", state)
+            return final
         beside.mkdir(parents=True, exist_ok=True)
         for name, group in tensors.items():
             save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, beside / f"{name}.safetensors")
             with open(beside / f"{name}.safetensors", "rb") as file:
                 os.fsync(file.fileno())
-        write_atomically(beside / "state.json", json.dumps({"counters": asdict(counters), "numbers": numbers}).encode())
-        shutil.rmtree(final, ignore_errors=True)
+        write_atomically(beside / "state.json", state)
         os.replace(beside, final)
         sync_folder(folder)
     except Exception as error:
@@ -93,15 +102,17 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def keep_only(folder: Path, kept: set[int]) -> None:
-    """Delete the checkpoints of other steps than ``kept``."""
+    """Delete the checkpoints of other steps than ``kept``, and what writers that were killed left behind."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in checkpoints(folder):
         if int(path.name.removeprefix("step-")) not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def copy_into(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+def copy_into(module: nn.Module, tensors: dict[str, Tensor], *, everything: bool = False) -> None:
     """Put saved learning tensors back. Raises RunError where names differ."""
-    present = learning_tensors(module)
+    present = learning_tensors(module, everything=everything)
     if present.keys() != tensors.keys():
         differing = sorted(present.keys() ^ tensors.keys())
         raise RunError(f"the checkpoint does not fit the model: {differing[0]!r} is only in one of them. Was the recipe changed since?")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from frostline.data.loader import Batch
 from frostline.errors import TrainingStopped
 from frostline.plan.execution import Execution
+from frostline.plan.plan import Plan
 
 WATCHED_STEPS = 3
 """A parameter that got no gradient in so many first steps is named. Three: LoRA's A has none in the first, while B is zero."""
@@ -20,9 +21,12 @@ def stop_without_labels(step: int) -> TrainingStopped:
     )
 
 
-def diagnose(execution: Execution, batch: Batch, loss: float, step: int, lr: float, kept: str) -> TrainingStopped:
+def diagnose(plan: Plan, batch: Batch, loss: float, step: int, kept: str) -> TrainingStopped:
     """The error for a loss that is not finite: the first module that goes wrong and the likely cause."""
-    module = execution.model.module
+    execution, module, lr = plan.execution, plan.model.module, plan.recipe.train.lr
+    assert lr is not None, "the plan settles the learning rate"
+    if batch.border is not None:  # what was stored tells nothing of where it went wrong: look at the whole network
+        batch = execution.sources["train"].encode(batch.rows.numpy(), None)
     bad_inputs = [name for name, value in batch.inputs.items() if value.is_floating_point() and not value.isfinite().all()]
     bad_weights = [name for name, tensor in module.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     first = _first_not_finite(execution, batch)

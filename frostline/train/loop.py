@@ -62,6 +62,9 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
         state = recorder.restore(start(plan, recorder.epoch_to_go_on_from))
         frozen = state.frozen
         for epoch in range(state.counters.epoch, epochs):
+            if recorder.out_of_patience(state.counters):
+                say(f"Stopped early: {plan.recipe.train.early_stopping} epochs without a better {recorder.best_by}.")
+                break
             if thaw(plan.model, plan.recipe.adapt, epoch):
                 state = _with_more_learning(state)
                 frozen = state.frozen
@@ -74,10 +77,6 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
                 )
             recorder.end_epoch(state, results, seconds=time.perf_counter() - began)
             say(recorder.epoch_line(epoch))
-            patience = plan.recipe.train.early_stopping
-            if patience is not None and state.counters.epochs_without_gain >= patience:
-                say(f"Stopped early: {patience} epochs without a better {recorder.best_by}.")
-                break
         recorder.finish(state)
 
 
@@ -153,7 +152,7 @@ def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: G
         total, count = plan.loss(logits, batch.labels)
         sums["loss"] += (value := float(total.detach()))
         if value - value != 0:  # inf or NaN
-            raise diagnose(plan.execution, batch, value, state.counters.step + 1, optimizer.param_groups[0]["lr"], kept)
+            raise diagnose(plan, batch, value, state.counters.step + 1, kept)
         total.backward()
         sums["count"] += float(count)
         sums["score"] += running_score(plan.data.schema, logits.detach(), batch.labels)

@@ -56,16 +56,6 @@ class Both:
 Optimizer = torch.optim.Optimizer | Both
 
 
-def default_lr(recipe: TrainRecipe, method: str, pretrained: bool) -> float:
-    """The learning rate where the recipe gives none: by what learns (``method``: settled, not auto) and by the optimiser.
-
-    >>> default_lr(TrainRecipe(), "head", pretrained=True), default_lr(TrainRecipe(optimizer="sgd"), "full", pretrained=True)
-    (0.001, 0.0002)
-    """
-    lr = 1e-3 if method in ("head", "lora") or not pretrained else 2e-5
-    return lr * 10 if recipe.optimizer in ("sgd", "muon") else lr
-
-
 def build_optimizer(groups: list[dict[str, Any]], recipe: TrainRecipe) -> Optimizer:
     """The recipe's optimiser over the groups of :func:`frostline.adapt.groups.parameter_groups`, whose lr and decay it keeps.
 

@@ -38,6 +38,8 @@ class Recorder:
     best_by: str
     """The validation metric that chooses the checkpoint to keep, without its `val_`."""
     epoch_to_go_on_from: int
+    everything: bool
+    """Whether checkpoints hold frozen tensors too; see :func:`frostline.train.checkpoint.learning_tensors`."""
     kept: str
     """What an error should say about the last good checkpoint."""
 
@@ -48,7 +50,8 @@ class Recorder:
         found = checkpoints(self.folder) if resume else []
         self.resumed = load_checkpoint(found[-1]) if found else None
         self.epoch_to_go_on_from = self.resumed[0].epoch if self.resumed else 0
-        self.kept = "No checkpoint was written yet."
+        self.everything = plan.recipe.adapt.method == "gradual"
+        self.kept = f"The last good checkpoint is {found[-1]}" if found else "No checkpoint was written yet."
         reset_peak()
 
     @property
@@ -58,18 +61,19 @@ class Recorder:
     def restore(self, state: State) -> State:
         """Put the last checkpoint into a fresh state; without one, the state as it is."""
         if self.resumed is None:
+            truncate_metrics(self.run, 0, 0)  # what a run wrote that was stopped before its first checkpoint
             return state
         state.counters, tensors, numbers = self.resumed
-        if numbers["frozen"] != state.frozen:
+        if numbers["frozen"] != state.frozen and not self.everything:
             raise RunError(
                 f"{self.run.folder}: the frozen weights are not those that the run began with. Was the base model's file changed since?"
             )
-        copy_into(self.plan.model.module, tensors["learning"])
+        copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
         state_from_tensors(state.optimizer, tensors.get("optimizer", {}), numbers["optimizer"])
         state.plateau = Plateau(**state.counters.plateau)
         if state.ema is not None:
             state.ema.state_from_tensors(tensors.get("ema", {}), numbers["ema"])
-        truncate_metrics(self.run, state.counters.step)
+        truncate_metrics(self.run, state.counters.step, state.counters.epoch)
         return state
 
     def step(self, state: State, sums: dict[str, float]) -> None:
@@ -98,6 +102,11 @@ class Recorder:
         self._note(record)
         self.checkpoint(state)
 
+    def out_of_patience(self, counters: Counters) -> bool:
+        """Whether early stopping ends the run here."""
+        patience = self.plan.recipe.train.early_stopping
+        return patience is not None and counters.epochs_without_gain >= patience
+
     def epoch_line(self, epoch: int) -> str:
         """One line about a finished epoch, for people."""
         record = self.run.history[-1]
@@ -110,7 +119,7 @@ class Recorder:
     def checkpoint(self, state: State) -> None:
         """Write a checkpoint; the one before goes, unless it is the best."""
         optimizer, numbers = state_to_tensors(state.optimizer)
-        tensors = {"learning": learning_tensors(self.plan.model.module), "optimizer": optimizer}
+        tensors = {"learning": learning_tensors(self.plan.model.module, everything=self.everything), "optimizer": optimizer}
         values: dict[str, Any] = {"optimizer": numbers, "frozen": state.frozen}
         if state.ema is not None:
             tensors["ema"], values["ema"] = state.ema.state_to_tensors()
@@ -124,7 +133,7 @@ class Recorder:
         counters = state.counters
         best = self.folder / f"step-{counters.best_step or counters.step:08d}"
         _, tensors, _ = load_checkpoint(best)
-        copy_into(self.plan.model.module, {**tensors["learning"], **tensors.get("ema", {})})
+        copy_into(self.plan.model.module, {**tensors["learning"], **tensors.get("ema", {})}, everything=self.everything)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=inject)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}

@@ -139,8 +139,8 @@ def in_use(run: Run) -> Iterator[None]:
         yield
 
 
-def truncate_metrics(run: Run, step: int) -> None:
-    """Drop the records after ``step``, which a resumed run writes again."""
-    kept = [record for record in run.records() if record["step"] <= step]
+def truncate_metrics(run: Run, step: int, epoch: int) -> None:
+    """Drop what a run that goes on after ``step``, with ``epoch`` epochs finished, writes again."""
+    kept = [record for record in run.records() if record["step"] <= step and record.get("epoch", 0) <= epoch]
     text = "".join(json.dumps(record) + "\n" for record in kept)
     write_atomically(run.folder / "metrics.jsonl", text.encode())

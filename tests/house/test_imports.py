@@ -26,7 +26,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evaluate",),
     ("search", "export", "serve"),
     ("api", "init"),
-    ("ui", "cli"),
+    ("ui", "commands", "cli"),
     ("__init__", "__main__"),
 )
 RANK = {name: rank for rank, group in enumerate(ORDER) for name in group}

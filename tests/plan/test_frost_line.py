@@ -14,7 +14,7 @@ def text_inputs(rows=3, tokens=17):
     torch.manual_seed(0)
     mask = torch.ones(rows, tokens, dtype=torch.long)
     mask[1, 9:] = 0
-    return {"input_ids": torch.randint(5, 200, (rows, tokens)), "attention_mask": mask}
+    return {"input_ids": torch.randint(5, 200, (rows, tokens)) * mask, "attention_mask": mask}
 
 
 def image_inputs(rows=3):

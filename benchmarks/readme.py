@@ -1,0 +1,44 @@
+"""Write the figures of benchmarks/results/*.json into both READMEs, so that no number there is typed by hand.
+
+    python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import harness
+
+START, END = "<!-- figures: written by benchmarks/readme.py -->", "<!-- end of figures -->"
+TITLES = {
+    "vgg16_keras": ("VGG16 frozen, a new head, 224 × 224, against Keras", "冻结 VGG16、新的头部、224 × 224，与 Keras 对比"),
+    "fashion_mnist": ("Fashion-MNIST, images", "Fashion-MNIST，图片"),
+    "text": ("Text", "文本"),
+    "startup": ("Start-up", "启动时间"),
+}
+
+
+def section(name: str, content: dict[str, Any], chinese: bool) -> str:
+    """One benchmark as a table with its facts, its command, its date and its machine."""
+    rows = [content["headers"], ["---"] * len(content["headers"]), *content["rows"]]
+    table = "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+    facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in content["facts"].items())
+    source = f"`python benchmarks/{name}.py`, {content['date']}, {content['machine']}"
+    about = f"{facts + '. ' if facts else ''}{'来源：' if chinese else 'From '}{source}."
+    return f"**{TITLES[name][chinese]}**\n\n{table}\n\n{about}"
+
+
+def main() -> None:
+    found = {name: harness.RESULTS / f"{name}.json" for name in TITLES}
+    contents = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.exists()}
+    for file, chinese in [("README.md", False), ("README.zh-CN.md", True)]:
+        path = harness.ROOT / file
+        body = "\n\n".join(section(name, content, chinese) for name, content in contents.items())
+        text = re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: f"{START}\n{body}\n{END}", path.read_text(encoding="utf-8"), flags=re.S)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""The numerics that planner passes choose from."""
