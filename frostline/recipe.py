@@ -236,7 +236,14 @@ class Recipe:
         """Every field, defaults included, so that the file means the same in a later version."""
         import yaml
 
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        class Dumper(yaml.SafeDumper):
+            """Writes a text with line breaks in double quotes: elsewhere PyYAML loses the rarer ones (U+0085, U+2028)."""
+
+        def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+            return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if text.splitlines() != [text] else None)
+
+        Dumper.add_representer(str, represent)
+        return yaml.dump(dataclasses.asdict(self), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
     def with_values(self, values: Mapping[str, Any], source: str = "argument") -> Recipe:
         """A copy with dotted keys replaced, each value checked like a line of YAML.

@@ -234,8 +234,9 @@ def _nearest(key: str) -> str:
     close = close or [k for k in known if _documentation(k).lower().startswith(leaf.replace("_", " ").lower())]
     if close:
         return f"; did you mean {close[0]!r}?"
-    listed = here or list(dict.fromkeys(k.partition(".")[0] for k in known))
-    return f"; the keys {f'below {section}' if here and section else 'there'} are: {', '.join(k.rpartition('.')[2] for k in listed)}"
+    below = section if here and section else ""
+    names = [k.rpartition(".")[2] for k in here] if below else list(dict.fromkeys(k.partition(".")[0] for k in known))
+    return f"; the keys {f'below {below}' if below else 'there'} are: {', '.join(names)}"
 
 
 def _documentation(key: str) -> str:

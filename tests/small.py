@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-IMAGE_OPTIONS = ["--model", "cnn", "model.width=16", "data.size=16", "train.epochs=3", "train.lr=0.01", "train.batch=16"]
-TEXT_OPTIONS = ["--model", "gru", "model.width=16", "model.depth=1", "train.epochs=3", "train.lr=0.01", "train.batch=16"]
+IMAGE_OPTIONS = ["--model", "cnn", "model.width=16", "data.size=28", "train.epochs=12", "train.lr=0.01", "train.batch=8"]
+TEXT_OPTIONS = ["--model", "gru", "model.width=16", "model.depth=1", "train.epochs=5", "train.lr=0.03", "train.batch=16"]
 
 
 def review_rows(count: int = 40) -> list[tuple[str, str]]:

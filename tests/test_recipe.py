@@ -40,7 +40,9 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def texts() -> st.SearchStrategy[str]:
-    return st.sampled_from(["null", "none", "~", "off", "no", "1e3", "a: b", "# x", "[a]", "!!x", "数据/猫 狗", "-", "\t\n", "'"]) | st.text(min_size=1)
+    return st.sampled_from(
+        ["null", "none", "~", "off", "no", "1e3", "a: b", "# x", "[a]", "!!x", "数据/猫 狗", "-", "\t\n", "'"]
+    ) | st.text(min_size=1)
 
 
 def recipes(cls: type) -> st.SearchStrategy[Any]:
@@ -56,6 +58,12 @@ def test_yaml_and_back(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory)
     assert again == recipe
     assert set(sources) == set(all_keys()), "every field is written, and its line is told"
     assert Recipe.from_yaml(path) == recipe
+
+
+def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    recipe = Recipe(data=DataRecipe(path="caf\udce9"))  # how Python holds the name b"caf\xe9"
+    (tmp_path / "a.yaml").write_bytes(recipe.to_yaml().encode())
+    assert Recipe.from_yaml(tmp_path / "a.yaml") == recipe
 
 
 def test_yaml_is_readable_by_people() -> None:
@@ -98,7 +106,13 @@ def test_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("options", "random"),
-    [({}, False), ({"rescale": 1 / 255, "fill": "reflect"}, False), ({"zoom": 0.1}, True), ({"vertical_flip": True}, True), ({"mixup": 0.2}, True)],
+    [
+        ({}, False),
+        ({"rescale": 1 / 255, "fill": "reflect"}, False),
+        ({"zoom": 0.1}, True),
+        ({"vertical_flip": True}, True),
+        ({"mixup": 0.2}, True),
+    ],
 )
 def test_random_augmentation(options: dict[str, Any], random: bool) -> None:
     assert AugmentRecipe(**options).random is random

@@ -118,9 +118,11 @@ def test_refused(yaml_file, text: str, parts: list[str]) -> None:  # type: ignor
 
 
 def test_file_that_cannot_be_read(yaml_file, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(RecipeError, match=r"'.*无\.yaml' cannot be read: No such file or directory\. Write one with: frostline init DATA > "):
+    with pytest.raises(
+        RecipeError, match=r"'.*无\.yaml' cannot be read: No such file or directory\. Write one with: frostline init DATA > "
+    ):
         resolve(tmp_path / "无.yaml")
-    with pytest.raises(RecipeError, match="is not UTF-8.*Save it again"):
+    with pytest.raises(RecipeError, match=r"is not UTF-8.*Save it again"):
         resolve(yaml_file("data: {path: 数据}".encode("gb18030")))
     with pytest.raises(RecipeError, match="Is a directory"):
         resolve(tmp_path)

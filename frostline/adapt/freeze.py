@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from frostline.checksum import row_sums
+
 
 def freeze(module: nn.Module, learns: Callable[[str], bool]) -> None:
     """Let exactly the parameters learn whose dotted name ``learns`` accepts; replaces whatever was frozen before.
@@ -55,11 +57,14 @@ def frozen_names(module: nn.Module) -> list[str]:
 
 
 def frozen_hash(module: nn.Module) -> str:
-    """Hash (BLAKE2b, hex) of every tensor that :func:`frozen_names` names: equal before and after a run."""
+    """Hash (hex) of the names, types, shapes and checksums of all that :func:`frozen_names` names: equal before and after a run.
+
+    Cheap enough to be taken every epoch.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in _frozen_tensors(module):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(str(int(row_sums(tensor.reshape(1, -1)))).encode())
     return digest.hexdigest()
 
 

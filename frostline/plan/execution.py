@@ -16,6 +16,7 @@ from torch import Tensor
 
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
+from frostline.data.randomness import generator
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
@@ -64,16 +65,17 @@ class Execution:
         with self._autocast():
             return [tensor.contiguous() for tensor in capture(self.model.module, self.line, self._laid_out(batch.inputs))]
 
-    def prove(self, split: str, rows: int = 2) -> bool:
-        """Recompute a few stored rows, one by one, and compare; on a mismatch drop the store and say so.
+    def prove(self, split: str, rows: int = 1, epoch: int = 0) -> bool:
+        """Recompute ``rows`` stored rows, others in each epoch, and compare; on a mismatch drop the store and say so.
 
-        One by one: a frozen output that depended on its batch mates would be found here too.
+        Each alone: a frozen output that depended on its batch mates would be found here too. Damage to any row is found by
+        its checksum when it is read; this finds a store that is whole but not what the prefix gives.
         """
         store = self.stores.get(split)
         if store is None:
             return True
         count = self.sources[split].rows
-        for row in np.linspace(0, count - 1, num=min(rows, count), dtype=int):
+        for row in generator(0, epoch, -1, f"prove {split}").permutation(count)[:rows]:
             batch = self.sources[split].encode(np.array([row]), None)
             fresh = self.prefix(batch)
             width = batch.inputs["attention_mask"].shape[1] if "attention_mask" in batch.inputs else None

@@ -20,7 +20,7 @@ from frostline.plan.frost_line import FrostLine, preserved
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits, labels) → (sum, count)."""
 
-_SECONDS = 3.0  # what timing one part of the network may take, about
+_SECONDS = 1.5  # what timing one part of the network may take, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     module = execution.model.module
     module.train()
     start = time.perf_counter()
-    few = source.encode(_spread(source.rows, min(4, source.rows)), None)
+    few = source.encode(_spread(source.rows, min(3, source.rows)), None)
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
         line = execution.find_line(few.inputs) if source.rows >= 2 else None

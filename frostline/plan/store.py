@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from frostline.checksum import row_sums
 from frostline.errors import RunError
 from frostline.files import cache_folder, write_atomically
 from frostline.plan.frost_line import BorderTensor, FrostLine
@@ -64,7 +65,7 @@ class PrefixStore:
                 sums = self._row_sums(array, item, rows)
             else:
                 tensor = array[rows]
-                sums = _sum_bytes(tensor)
+                sums = row_sums(tensor)
             if not torch.equal(sums, self.sums[rows, column]):
                 raise StoreDamaged(f"row {int(rows[(sums != self.sums[rows, column]).nonzero()[0, 0]])} of {self.folder}")
             result.append(tensor)
@@ -93,17 +94,9 @@ class PrefixStore:
 
     def _row_sums(self, array: Tensor, item: BorderTensor, rows: Tensor) -> Tensor:
         if not item.per_token:
-            return _sum_bytes(array[rows])
+            return row_sums(array[rows])
         spans = zip(self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), strict=True)
-        return torch.cat([_sum_bytes(array[start:end].reshape(1, -1)) for start, end in spans])
-
-
-def _sum_bytes(rows: Tensor) -> Tensor:
-    """int64 (rows,): each row's bytes summed as the widest integers that fit, wrapping; any single change changes it."""
-    flat = rows.reshape(rows.shape[0], -1).contiguous()
-    size = flat.shape[1] * flat.dtype.itemsize
-    integer = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if size % kind.itemsize == 0)
-    return flat.view(integer).sum(1, dtype=torch.int64)
+        return torch.cat([row_sums(array[start:end].reshape(1, -1)) for start, end in spans])
 
 
 def store_bytes(border: Sequence[BorderTensor], rows: int, tokens: int) -> int:

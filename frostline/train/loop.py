@@ -109,7 +109,7 @@ def _train_epoch(state: State, epoch: int, recorder: Recorder, stop: StopRequest
     plan, counters = state.plan, state.counters
     module, recipe, source = plan.model.module, plan.recipe.train, plan.execution.sources["train"]
     module.train()
-    plan.execution.prove("train")
+    plan.execution.prove("train", epoch=epoch)
     batches = epoch_batches(source.rows, recipe.batch, plan.recipe.seed, epoch, source.lengths)
     rest = batches[counters.step_in_epoch * recipe.accumulate :]
     watch = GradientWatch(module) if counters.step == 0 else None
@@ -185,7 +185,8 @@ def _validate(state: State) -> dict[str, float]:
     """Validation metrics, of the averaged weights where there are any; empty without a validation split."""
     if "validation" not in state.plan.execution.sources:
         return {}
-    state.plan.execution.prove("validation")
+    if state.counters.epoch == 0:  # validation rows come from the same prefix as the training rows, which are proved every epoch
+        state.plan.execution.prove("validation")
     if state.ema is None:
         return validate(state.plan)
     with state.ema.swapped_in():

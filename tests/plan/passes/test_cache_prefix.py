@@ -42,7 +42,6 @@ def lite(data):
 
 
 MODELS = {
-    "vgg11": lambda data: fl.load("vgg11", data=data, size=32),
     "vgg16": lambda data: fl.load("vgg16", data=data, size=32, head=["flatten", "dense 32 relu", "dropout 0.5"]),
     "efficientnet-lite0": lite,
     "vit": lambda data: fl.load("transformer", data=data, size=32, width=32, depth=3),
@@ -50,7 +49,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(("name", "adapt"), [(name, adapt) for name in MODELS for adapt in ("head", "last 2")][1:])
+@pytest.mark.parametrize(("name", "adapt"), [(name, adapt) for name in MODELS for adapt in ("head", "last 2")])
 def test_the_cached_run_equals_the_plain_one(name, adapt, request, tmp_path, unsaved):
     data = first_rows(request.getfixturevalue("texts" if name == "minilm" else "digits"), 20)
     losses, weights = {}, {}
@@ -158,8 +157,8 @@ class TestTheChoice:
 
     def test_off_beyond_the_limit(self, digits, tmp_path):
         for cache in ("auto", "on"):
-            decision = self.why(digits, tmp_path, cache=cache, cache_limit_gb=1e-5)
-            assert not decision.on and "more than plan.cache_limit_gb=1e-05" in decision.why
+            decision = self.why(digits, tmp_path, cache=cache, cache_limit_gb=1e-6)
+            assert not decision.on and "more than plan.cache_limit_gb=1e-06" in decision.why
 
     def test_off_with_random_augmentation(self, digits, tmp_path):
         digits.recipe["augment"] = {"rotation": 10.0}
@@ -232,7 +231,7 @@ def test_a_corrupted_row_does_not_pass_the_proof(digits, tmp_path):
     store = made.execution.stores["train"]
     store.arrays[0][0].view(-1)[0] += 1.0
     store.sums[0] = store._row_sums(store.arrays[0], store.border[0], torch.tensor([0]))  # the checksum alone would not tell
-    assert made.execution.prove("validation") and not made.execution.prove("train")
+    assert made.execution.prove("validation") and not made.execution.prove("train", rows=len(store.sums))
     assert "train" not in made.execution.stores and not store.folder.exists()
     batch = made.execution.encoder("train")(np.arange(3), 0)
     assert batch.border is None and batch.inputs["pixel_values"].any()

@@ -1,0 +1,103 @@
+"""Law 12: the formulae, on numbers worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frostline.plan.cost import STATE_TENSORS, Cost, Work, predict_peak_bytes, predict_seconds, update_seconds
+from frostline.plan.machine import Machine
+from frostline.plan.probe import Probe
+from frostline.recipe import TrainRecipe
+from frostline.train.optimizers import build_optimizer, state_to_tensors
+
+WORK = Work(train_rows=100, validation_rows=20, epochs=3, batch=10, accumulate=2, learning=1_000_000, optimizer="adam", ema=False)
+PROBE = Probe(
+    batch=10, encode_row=0.008, prefix_row=0.05, step=0.2, forward=0.1, saved_bytes=7_000_000, transient_bytes=500_000, input_bytes=100_000
+)
+MACHINE = Machine(
+    name="by hand", cores=4, fp32_gflops=100, bf16_gflops=50, memory_gb_per_s=16, disk_write_gb_per_s=0.5, disk_read_gb_per_s=2
+)
+
+
+def test_the_update_reads_and_writes_weight_gradient_and_state():
+    # adam: the weight is read and written, the gradient read, and cleared; two states are read and written: 8 numbers of 4 bytes
+    assert update_seconds(WORK, MACHINE) == pytest.approx(1_000_000 * 4 * 8 / 16e9)
+    assert update_seconds(dataclasses.replace(WORK, optimizer="sgd", ema=True), MACHINE) == pytest.approx(1_000_000 * 4 * 8 / 16e9)
+    assert update_seconds(dataclasses.replace(WORK, optimizer="adafactor"), MACHINE) == pytest.approx(1_000_000 * 4 * 4 / 16e9)
+
+
+def test_uncached():
+    assert predict_seconds(WORK, PROBE, MACHINE, stored_bytes=None) == pytest.approx(
+        {
+            "step": 3 * 10 * 0.2,
+            "update": 3 * 5 * 0.002,
+            "validation": 3 * 2 * 0.1,
+            "read and encode": 3 * 120 * 0.008 / 4,
+            "frozen prefix": 3 * 120 * 0.05,
+        }
+    )
+
+
+def test_cached():
+    parts = predict_seconds(WORK, PROBE, MACHINE, stored_bytes=10**9)
+    assert parts == pytest.approx(
+        {
+            "step": 6.0,
+            "update": 0.03,
+            "validation": 0.6,
+            "read and encode": 120 * 0.008 / 4,
+            "frozen prefix": 120 * 0.05,
+            "write store": 2.0,
+            "read store": 3 * 0.5,
+        }
+    )
+
+
+@given(
+    rows=st.integers(1, 10**6), epochs=st.integers(2, 100), prefix=st.floats(1e-6, 1), read=st.floats(0.01, 10), stored=st.integers(1, 10**12)
+)
+def test_caching_pays_exactly_where_reading_costs_less_than_running(rows, epochs, prefix, read, stored):
+    work = dataclasses.replace(WORK, train_rows=rows, validation_rows=0, epochs=epochs)
+    probe = dataclasses.replace(PROBE, prefix_row=prefix, encode_row=0.0)
+    machine = dataclasses.replace(MACHINE, disk_read_gb_per_s=read)
+    plain = sum(predict_seconds(work, probe, machine, stored_bytes=None).values())
+    cached = sum(predict_seconds(work, probe, machine, stored_bytes=stored).values())
+    saved = (epochs - 1) * rows * prefix - stored / 0.5e9 - epochs * stored / (read * 1e9)
+    assert plain - cached == pytest.approx(saved, rel=1e-6, abs=1e-6 * plain)
+
+
+def test_parts_that_take_no_time_are_left_out():
+    work = dataclasses.replace(WORK, validation_rows=0)
+    parts = predict_seconds(work, dataclasses.replace(PROBE, prefix_row=0.0), MACHINE, stored_bytes=None)
+    assert set(parts) == {"step", "update", "read and encode"}
+
+
+def test_peak():
+    # gradient and two states; activations; what comes and goes; two workers' batches, the one that waits and the one that is used
+    plain = 2_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000
+    assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=None) == plain
+    assert predict_peak_bytes(dataclasses.replace(WORK, ema=True), PROBE, 2_000_000, 2, stored_bytes=None) == plain + 4_000_000
+    assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=1000) == plain + 1000
+    assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=10**12) == plain + 2**30
+
+
+@pytest.mark.parametrize("name", STATE_TENSORS)
+def test_the_table_of_states_is_what_the_optimisers_keep(name):
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(64, 32))
+    group = {"params": [weight], "names": ["w"], "lr": 0.1, "weight_decay": 0.0, "kind": "hidden", "name": "w"}
+    optimizer = build_optimizer([group], TrainRecipe(optimizer=name))
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    tensors, _ = state_to_tensors(optimizer)
+    assert round(sum(tensor.numel() for tensor in tensors.values()) / weight.numel()) == STATE_TENSORS[name]
+
+
+def test_as_json():
+    cost = Cost(seconds=1.5, peak_bytes=10, disk_bytes=20, parts={"step": 1.5})
+    assert cost.to_dict() == {"seconds": 1.5, "peak_bytes": 10, "disk_bytes": 20, "parts": {"step": 1.5}}

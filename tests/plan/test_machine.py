@@ -1,0 +1,76 @@
+"""The calibration: measured once and kept, plausible, and the limits of memory read where the system has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from frostline.files import cache_folder
+from frostline.plan import machine as subject
+from frostline.plan.machine import best_seconds, machine, memory_limit, resident_bytes
+from tests.conftest import MACHINE
+
+
+def test_bf16_only_where_it_is_a_quarter_faster():
+    for bf16, expected in [(50, "fp32"), (100, "fp32"), (125, "fp32"), (126, "bf16"), (400, "bf16")]:
+        assert dataclasses.replace(MACHINE, fp32_gflops=100.0, bf16_gflops=bf16).fastest_precision == expected
+
+
+def test_measured_once_then_read(monkeypatch):
+    counted = []
+    monkeypatch.setattr(subject, "_measure", lambda: counted.append(1) or dataclasses.replace(MACHINE, cores=len(counted)))
+    assert machine() == machine() and len(counted) == 1
+    assert machine(again=True).cores == 2 and machine().cores == 2
+
+
+@pytest.mark.parametrize("content", ["", "[1", "{}", '{"name": "x", "gpu": 1}', "7"])
+def test_a_file_that_is_damaged_or_of_another_version_is_measured_again(content):
+    machine()
+    (path,) = cache_folder().glob("machine-*.json")
+    path.write_text(content)
+    assert machine() == MACHINE and json.loads(path.read_text()) == dataclasses.asdict(MACHINE)
+
+
+def test_the_measurements_themselves(monkeypatch):
+    monkeypatch.setattr(subject, "best_seconds", lambda work: best_seconds(work, budget=0.01))
+    monkeypatch.setattr(subject._disk_rates, "__defaults__", (2**22,))
+    monkeypatch.setattr(subject._gemm_rate, "__defaults__", (256,))
+    write, read = subject._disk_rates()
+    rates = [subject._gemm_rate(subject.torch.float32), subject._gemm_rate(subject.torch.bfloat16), subject._memory_rate(), write, read]
+    assert all(np.isfinite(rate) and 1e-3 < rate < 1e5 for rate in rates)
+    assert list(cache_folder().iterdir()) == []  # the file that was written is gone
+
+
+def test_best_of_several():
+    spent = iter([0.03, 0.015, 0.001, 0.012])
+    assert 0.001 <= best_seconds(lambda: time.sleep(next(spent)), budget=0.02) < 0.01
+
+
+def test_memory_that_is_there_and_a_lower_limit(monkeypatch, tmp_path):
+    assert 0 < resident_bytes() and 0 < memory_limit() < 2**50
+    limits = {"/sys/fs/cgroup/memory.max": "1000000", "/sys/fs/cgroup/memory.current": "400000"}
+
+    class Path:
+        def __init__(self, path):
+            self.path = path
+
+        def read_text(self):
+            if self.path not in limits:
+                raise FileNotFoundError(self.path)
+            return limits[self.path]
+
+    monkeypatch.setattr(subject, "Path", Path)
+    assert memory_limit() == 600_000
+    limits["/sys/fs/cgroup/memory.max"] = "max"
+    assert memory_limit() > 600_000
+
+
+def test_what_an_array_adds_is_resident():
+    before = resident_bytes()
+    array = np.ones(50_000_000, dtype=np.uint8)
+    assert 40e6 < resident_bytes() - before < 80e6
+    del array

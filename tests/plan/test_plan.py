@@ -1,0 +1,134 @@
+"""The plan: what it settles, what it prints and saves, what it refuses, and the same again for a run that goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+
+import frostline as fl
+from frostline.errors import DataError, RecipeError
+from frostline.plan import plan as subject
+from frostline.plan.decision import Decision
+from frostline.plan.plan import plan_recipe
+from tests.train.small import cnn, first_rows, plan
+
+
+@pytest.fixture
+def data(digits):
+    return first_rows(digits, 60)
+
+
+def test_a_plan_for_people(data, tmp_path):
+    text = str(plan(cnn(data), data, tmp_path, adapt="head", cache="on", batch=20, accumulate=2, epochs=3, lr=0.002, optimizer="sgd"))
+    assert "Plan for cnn, image-classification: adapt head" in text
+    assert "cache_prefix" in text and "the frozen part runs once instead of 3 times" in text
+    assert "work: 60 rows in batches of 20 × 2 = 2 steps an epoch, 3 epochs, lr 0.002 (sgd)" in text
+    assert "predicted:" in text and "peak memory" in text and "disk" in text
+    assert ", of which 50 (" in text  # 4 features to 10 classes, and biases
+
+
+def test_a_plan_in_a_notebook_is_escaped(data, tmp_path):
+    made = plan(cnn(data), data, tmp_path, adapt="full")
+    made.decisions.append(Decision(what="x", on=True, why="a < b & c"))
+    assert "a &lt; b &amp; c" in made._repr_html_() and made._repr_html_().startswith("<pre>")
+
+
+def test_a_plan_as_json(data, tmp_path):
+    made = plan(cnn(data), data, tmp_path, adapt="head", cache="on")
+    content = json.loads(json.dumps(made.to_dict()))
+    assert [Decision(**decision) for decision in content["decisions"]] == made.decisions
+    assert content["model"] == "cnn" and content["data"] == data.fingerprint
+    assert content["predicted"]["seconds"] == pytest.approx(sum(content["predicted"]["parts"].values()))
+    assert made.decision("cache_prefix") and not made.decision("bf16") and not made.decision("no such pass")
+
+
+def test_the_counts(data, tmp_path):
+    model = cnn(data)
+    made = plan(model, data, tmp_path, adapt="head", cache="on", optimizer="adam")
+    every = sum(p.numel() for p in model.module.parameters())
+    learning = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    counts = made.parameters
+    assert (counts["all"], counts["learning"], counts["before_line"]) == (every, learning, every - learning)
+    assert counts["weights_bytes"] == 4 * every and counts["gradients_bytes"] == 4 * learning and counts["optimizer_bytes"] == 8 * learning
+    stored = (60 + 30) * 4 * 4  # rows of train and at most of validation, 4 features
+    assert made.predicted.disk_bytes < stored + 4 * every + 2 * 12 * learning + 10_000
+    assert made.predicted.peak_bytes > counts["gradients_bytes"]
+
+
+def test_the_learning_rate_is_settled(data, tmp_path):
+    assert plan(cnn(data), data, tmp_path, lr=None).recipe.train.lr == 1e-3
+    assert plan(cnn(data), data, tmp_path, lr=None, optimizer="sgd").recipe.train.lr == 1e-2
+    assert plan(cnn(data), data, tmp_path, lr=0.5).recipe.train.lr == 0.5
+    assert plan(cnn(data), data, tmp_path).recipe.adapt.method == "full"
+
+
+def test_what_the_data_and_the_model_were_made_with_is_in_the_recipe(digit_arrays, tmp_path):
+    data = first_rows(fl.prepare(digit_arrays, seed=0, val=0.2), 40)
+    made = plan(fl.load("cnn", data=data, size=32, width=16, depth=1, seed=3), data, tmp_path, clip=1.0, cache="off")
+    recipe = made.recipe
+    assert (recipe.data.val, recipe.data.size, recipe.model.width, recipe.seed) == (0.2, 32, 16, 3)
+    assert (recipe.train.clip, recipe.plan.cache, recipe.out) == (1.0, "off", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epoch": 3}, "epochs"),
+        ({"lr": "fast"}, "fast"),
+        ({"optimizer": "adm"}, "adm"),
+        ({"epochs": 0}, "train.epochs got 0"),
+        ({"cache": "sometimes"}, "sometimes"),
+    ],
+)
+def test_options_that_do_not_exist(data, tmp_path, options, message):
+    with pytest.raises(RecipeError, match=message):
+        plan(cnn(data), data, tmp_path, **options)
+
+
+def test_no_training_rows(data, tmp_path):
+    empty = {**data.splits, "train": data.splits["train"].slice(0, 0)}
+    model = cnn(data)
+    with pytest.raises(DataError, match=r"no training rows, expected at least one.*frostline check"):
+        plan(model, dataclasses.replace(data, splits=empty), tmp_path)
+
+
+def test_one_training_row_and_no_validation(data, tmp_path):
+    one = dataclasses.replace(data, splits={"train": data.splits["train"].slice(0, 1)})
+    made = plan(cnn(data), one, tmp_path / "run", adapt="head", cache="on", epochs=1)
+    assert not made.decision("cache_prefix")
+    assert "validation" not in made.predicted.parts and "validation" not in made.execution.sources
+    run = fl.train(made, quiet=True)
+    assert len(run.history) == 1 and not any(name.startswith("val_") for name in run.history[0])
+
+
+def test_what_cannot_fit_is_refused_with_advice(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, "memory_limit", lambda: -subject.resident_bytes() + 1_000_000)
+    with pytest.raises(RecipeError, match=r"would need .* GB of memory and .* are free\. Try train\.batch=12 train\.accumulate=2, or adapt=head"):
+        plan(cnn(data), data, tmp_path)
+
+
+def test_a_run_that_goes_on_measures_nothing_and_decides_the_same(data, tmp_path, monkeypatch):
+    made = plan(cnn(data), data, tmp_path, adapt="head", cache="on", channels_last="on", precision="bf16")
+    for name in ("machine", "probe"):
+        monkeypatch.setattr(subject, name, lambda *args: pytest.fail("measured again"))
+    again = plan_recipe(made.recipe, cnn(data), data, forced=made.decisions)
+    assert again.decisions == made.decisions
+    assert (again.execution.precision, again.execution.channels_last) == ("bf16", True)
+    assert again.execution.line.border == made.execution.line.border
+    assert again.recipe == made.recipe and again.parameters["learning"] == made.parameters["learning"]
+
+
+def test_balanced_class_weights(data, tmp_path):
+    train = data.splits["train"]
+    labels = pa.array([0] * 40 + [1] * 20, pa.int32())
+    skewed = {**data.splits, "train": train.set_column(train.column_names.index("label"), "label", labels)}
+    made = plan(cnn(data), dataclasses.replace(data, splits=skewed), tmp_path, class_weights="balanced")
+    weights = made.loss_options.class_weights
+    assert weights[1] == pytest.approx(2 * weights[0])
+    logits = torch.zeros(2, 10)
+    total, count = made.loss(logits, torch.tensor([0, 1]))
+    assert float(total / count) == pytest.approx(float(torch.log(torch.tensor(10.0))))

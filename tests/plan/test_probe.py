@@ -1,0 +1,100 @@
+"""The probe measures what the cost model needs and leaves the network as it found it."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+import frostline as fl
+from frostline.plan.probe import _repeated, _saved_bytes, _spread, probe
+from tests.train.small import cnn, first_rows, plan
+
+
+def mean_loss(logits, labels):
+    return nn.functional.cross_entropy(logits, labels, reduction="sum"), torch.tensor(float(len(labels)))
+
+
+def probed(data, tmp_path, model, adapt, batch=16):
+    made = plan(model, data, tmp_path / "run", adapt=adapt, cache="on")
+    return made, *probe(made.execution, mean_loss, batch)
+
+
+def test_it_leaves_the_network_as_it_was(digits, tmp_path):
+    made = plan(cnn(digits), first_rows(digits, 40), tmp_path / "run", adapt="full")
+    module = made.model.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    probe(made.execution, mean_loss, 16)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+class Slow(nn.Module):
+    """A frozen part that takes 2 ms a row, and a learning part that takes 1 ms a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = SlowPart(192, 8, 0.002), SlowPart(8, 10, 0.001)
+
+    def forward(self, pixel_values):
+        return self.head(self.body(pixel_values.flatten(1)))
+
+
+class SlowPart(nn.Linear):
+    def __init__(self, inputs, outputs, seconds):
+        super().__init__(inputs, outputs)
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds * len(x))
+        return super().forward(x)
+
+
+def test_seconds_before_and_after_the_line(digits, tmp_path):
+    _, found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=10)
+    assert line.names == ["body"]
+    assert 0.002 <= found.prefix_row < 0.006
+    assert 0.010 <= found.forward < 0.030 and 0.010 <= found.step < 0.030  # without the 20 ms before the line
+
+
+def test_without_a_line_the_step_is_the_whole_network(digits, tmp_path):
+    _, found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "full", batch=10)
+    assert line is None and found.prefix_row == 0
+    assert found.step >= 0.030
+
+
+def test_bytes_by_hand(digits, tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(192, 64), nn.Linear(64, 10)
+
+        def forward(self, pixel_values):
+            return self.head(self.body(pixel_values.flatten(1)).relu())
+
+    _, found, _ = probed(digits, tmp_path, fl.load(Two(), task=digits.task, size=8), "full", batch=16)
+    assert found.input_bytes == 16 * 192 * 4
+    assert found.transient_bytes == 2 * 16 * 64 * 4
+    # kept for the backward pass: the flat input, the ReLU's output, the log-probabilities and the labels (and single numbers)
+    expected = 16 * (192 + 64 + 10) * 4 + 16 * 8
+    assert expected <= found.saved_bytes <= expected + 64
+
+
+def test_shared_storages_count_once_and_parameters_not_at_all():
+    layer, x = nn.Linear(4, 4, bias=False), torch.ones(2, 4, requires_grad=True)
+    assert _saved_bytes(lambda: layer(x).sum(), layer) == x.nbytes
+    assert _saved_bytes(lambda: (x * x).sum(), layer) == x.nbytes
+
+
+@pytest.mark.parametrize(("count", "wanted", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (100, 3, [0, 49, 99]), (1, 1, [0])])
+def test_rows_spread_over_the_split(count, wanted, expected):
+    assert _spread(count, wanted).tolist() == expected
+
+
+def test_a_sample_is_repeated_to_a_batch():
+    assert _repeated(torch.tensor([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
