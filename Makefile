@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | lint | bench | clean
+# make setup | demo | test | test-slow | lint | bench | docs | clean
 #
 # PYTHON=python3.12   the interpreter that .venv is made with; the first Python >= 3.11 on the PATH when not given
 # TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'   another build of PyTorch
@@ -11,7 +11,9 @@ BIN = .venv/bin
 STAMP = .venv/.stamp
 BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py | grep -v -e inputs.py -e readme.py)
 
-.PHONY: setup demo test test-slow lint bench clean
+MODULES = $(subst /,.,$(basename $(filter-out %__init__.py %__main__.py,$(wildcard frostline/*.py)))) frostline.data frostline.tasks frostline.models
+
+.PHONY: setup demo test test-slow lint bench docs clean
 
 setup: $(STAMP)
 
@@ -48,6 +50,10 @@ lint: setup
 
 bench: setup
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+docs: setup
+	$(BIN)/python -m pip install --quiet 'pdoc>=15'
+	$(BIN)/pdoc frostline $(MODULES) --output-directory docs/api
 
 clean:
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

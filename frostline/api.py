@@ -39,7 +39,10 @@ def load(name: Any = None, **options: Any) -> Model:
         name = Run(Path(name))
     if isinstance(name, Run):
         name = _model_folder(name)
-    return loading.load(name, rebuild=inject, **options)
+    model = loading.load(name, rebuild=inject, **options)
+    if model.recipe.model.name is None and isinstance(name, str | os.PathLike):  # a saved model: a run that starts from it must say so
+        model.recipe = model.recipe.with_values({"model.name": Path(name)})
+    return model
 
 
 def load_trained(run: Run | str | os.PathLike[str]) -> Model:

@@ -155,7 +155,8 @@ def check(recipe: Recipe, *, progress: bool = True) -> Findings:
 
 def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, Any]]:
     """Rows of the training split as they reach the network, for people to look at."""
-    table = data.splits["train"].slice(0, count)
+    table = data.splits["train"]
+    table = table.take(np.linspace(0, table.num_rows - 1, num=min(count, table.num_rows), dtype=int))
     preprocess = model.card.preprocess
     source = split_source(table, data.schema, preprocess)
     rows = []
@@ -166,7 +167,7 @@ def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, 
             ids = batch.inputs["input_ids"][0].tolist()
             shown |= {
                 "text": table["text"][index].as_py()[:200],
-                "tokens": preprocess.tokenizer.convert_ids_to_tokens(ids)[:40],
+                "tokens": [preprocess.tokenizer.decode([token]) for token in ids[:40]],
                 "length": len(ids),
             }
         else:

@@ -17,7 +17,7 @@ def row_sums(rows: Tensor) -> Tensor:
     >>> row_sums(torch.zeros(2, 3)).tolist()
     [0, 0]
     """
-    flat = rows.detach().reshape(rows.shape[0], -1).contiguous()
-    size = flat.shape[1] * flat.dtype.itemsize
+    flat = rows.detach().contiguous().reshape(-1)
+    size = flat.nbytes // max(1, rows.shape[0])
     integer = next(kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if size % kind.itemsize == 0)
-    return flat.view(integer).sum(1, dtype=torch.int64)
+    return flat.view(integer).reshape(rows.shape[0], size // integer.itemsize).sum(1, dtype=torch.int64)

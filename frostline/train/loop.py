@@ -68,14 +68,15 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
             if thaw(plan.model, plan.recipe.adapt, epoch):
                 state = _with_more_learning(state)
                 frozen = state.frozen
-            began = time.perf_counter()
+            began, done = time.perf_counter(), state.counters.sums.get("rows", 0.0)
             _train_epoch(state, epoch, recorder, stop, say, quiet)
             results = _validate(state)
             if state.frozen != frozen:
                 raise TrainingStopped(
                     f"epoch {epoch + 1}: a frozen tensor changed, expected every one as it was. A module writes to its own weights"
                 )
-            recorder.end_epoch(state, results, seconds=time.perf_counter() - began)
+            rows = state.counters.sums.get("rows", 0.0) - done
+            recorder.end_epoch(state, results, seconds=time.perf_counter() - began, rows=rows)
             say(recorder.epoch_line(epoch))
         recorder.finish(state)
 

@@ -19,9 +19,9 @@ from frostline.plan.store import store_bytes
 from frostline.tasks.metrics import higher_is_better
 from frostline.train.checkpoint import Counters, checkpoints, copy_into, keep_only, learning_tensors, load_checkpoint, save_checkpoint
 from frostline.train.memory import peak_bytes, reset_peak
-from frostline.train.optimizers import state_from_tensors, state_to_tensors
+from frostline.train.optimizers import set_rate, state_from_tensors, state_to_tensors
 from frostline.train.run import Run, truncate_metrics
-from frostline.train.schedules import Plateau
+from frostline.train.schedules import Plateau, learning_rate
 from frostline.train.validate import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Recorder:
         copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
         state_from_tensors(state.optimizer, tensors.get("optimizer", {}), numbers["optimizer"])
         state.plateau = Plateau(**state.counters.plateau)
+        rate = learning_rate(self.plan.recipe.train, state.counters.step - 1, state.total_steps, state.plateau.multiplier)
+        set_rate(state.optimizer, rate)  # as the last step left it: where the epoch has no more steps, its record shows it
         if state.ema is not None:
             state.ema.state_from_tensors(tensors.get("ema", {}), numbers["ema"])
         truncate_metrics(self.run, state.counters.step, state.counters.epoch)
@@ -87,13 +89,13 @@ class Recorder:
         """Loss and score of the epoch so far, for the progress bar."""
         return {name: f"{value:.4f}" for name, value in self._means(counters).items()}
 
-    def end_epoch(self, state: State, results: dict[str, float], seconds: float) -> None:
-        """Note the epoch, write its checkpoint, and judge whether it is the best."""
+    def end_epoch(self, state: State, results: dict[str, float], seconds: float, rows: float) -> None:
+        """Note the epoch, write its checkpoint, and judge whether it is the best. ``seconds``, ``rows``: since the start or the resume."""
         counters = state.counters
         counters.epoch += 1
         record = {"step": counters.step, "epoch": counters.epoch, **self._means(counters), **results, "seconds": seconds}
         record["lr"] = state.optimizer.param_groups[0]["lr"]
-        record["rows_per_second"] = (counters.sums.get("rows", 0.0)) / max(seconds, 1e-9)
+        record["rows_per_second"] = rows / max(seconds, 1e-9)
         self._judge(counters, record)
         if f"val_{self.best_by}" in record:
             state.plateau.update(record[f"val_{self.best_by}"], higher_is_better(self.best_by))

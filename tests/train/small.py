@@ -69,6 +69,6 @@ def stopped_and_resumed(made: Plan, step: int, monkeypatch: pytest.MonkeyPatch) 
     return api.resume(str(made.recipe.out), quiet=True)
 
 
-def saved(run: Run) -> dict[str, Tensor]:
+def saved(run: Run | Path) -> dict[str, Tensor]:
     """The weights of the model that a run saved."""
     return fl.load(run).module.state_dict()

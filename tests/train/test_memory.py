@@ -1,0 +1,51 @@
+"""The peak is really measured: what was taken and given back is in it, and a new measurement forgets it."""
+
+from __future__ import annotations
+
+import builtins
+import gc
+
+import numpy as np
+import pytest
+
+from frostline.plan.machine import resident_bytes
+from frostline.train.memory import peak_bytes, reset_peak
+
+SIZE = 200_000_000
+
+
+def test_memory_that_came_and_went_is_in_the_peak():
+    gc.collect()
+    reset_peak()
+    before = peak_bytes()
+    array = np.ones(SIZE, dtype=np.uint8)  # written, so that it is resident
+    during = peak_bytes()
+    del array
+    after = peak_bytes()
+    assert 0.9 * SIZE < during - before < 1.3 * SIZE
+    assert after > before + 0.9 * SIZE
+
+
+def test_a_new_measurement_forgets_the_old_peak():
+    array = np.ones(SIZE, dtype=np.uint8)
+    peak = peak_bytes()
+    del array
+    gc.collect()
+    reset_peak()
+    if peak_bytes() == peak:
+        pytest.skip("this system does not let a process reset its peak (/proc/self/clear_refs)")
+    assert peak_bytes() < peak - 0.5 * SIZE
+    assert peak_bytes() >= 0.9 * resident_bytes()
+
+
+def test_where_there_is_no_proc(monkeypatch):
+    plain = builtins.open
+
+    def opened(path, *args, **options):
+        if str(path).startswith("/proc"):
+            raise FileNotFoundError(path)
+        return plain(path, *args, **options)
+
+    expected = peak_bytes()
+    monkeypatch.setattr(builtins, "open", opened)
+    assert peak_bytes() >= 0.5 * expected  # getrusage's, of the whole process
