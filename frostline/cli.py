@@ -1,7 +1,7 @@
 """The command line: the verbs as commands. Only this module prints and exits; its grammar is in commands.py.
 
 Exit codes: 0 done, 1 a defect of ours, 2 an error that is the user's to mend, 3 training stopped because going on was
-useless, 130 stopped by Ctrl-C.
+useless, 130 stopped by Ctrl-C, 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import functools
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,21 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = commands.parse(words)
         if parsed is None:
-            print(commands.show_help(), end="")
+            print(commands.show_help(), end="", flush=True)
             return 0
         options = parsed
-        return _verb(options.command)(options) or 0
+        code = _verb(options.command)(options) or 0
+        sys.stdout.flush()  # here a reader that has gone can still be noticed
+        return code
     except FrostlineError as error:
         return _fail(options, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(options, "Stopped.", 130)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output (head, less) has gone; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except OSError as error:
         if error.errno not in _THE_DISK:
             raise
         return _fail(options, f"{error.strerror}{f': {error.filename!r}' if error.filename else ''}. Look at the disk with: df -h", 2)
-    return 0
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int | None]:

@@ -95,9 +95,14 @@ def test_rows_are_those_that_the_model_sees(texts: Dataset) -> None:
     model = fl.load("gru", data=texts, width=16)
     rows = rows_as_seen(model, texts, count=5)
     tokenizer = model.card.preprocess.tokenizer  # type: ignore[union-attr]
-    for row, text in zip(rows, texts.splits["train"]["text"].to_pylist()):
-        assert row["text"] == text
-        assert row["tokens"] == tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[:40]
+    training = dict(zip(texts.splits["train"]["text"].to_pylist(), texts.splits["train"]["label"].to_pylist()))
+    assert len(rows) == 5
+    assert {row["label"] for row in rows} == {"好", "坏"}, "they are spread over the split"
+    for row in rows:
+        ids = tokenizer(row["text"])["input_ids"]
+        assert texts.schema.labels[training[row["text"]]] == row["label"]
+        assert row["length"] == len(ids)
+        assert row["tokens"] == [tokenizer.decode([token]) for token in ids][:40]
 
 
 @pytest.mark.parametrize("number", [True, False], ids=["number", "multi-label"])

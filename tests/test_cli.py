@@ -91,6 +91,15 @@ def test_ctrl_c_before_training_exits_with_130(command: Command, reviews: Path, 
     assert (done.code, "Stopped." in done.err) == (130, True)
 
 
+def test_a_reader_that_has_gone() -> None:
+    """As for any tool in a pipe to head: the work was cut off, so it is not 0; and no trace."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "frostline"], stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 def test_defects_of_ours_are_not_hidden(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*args: Any) -> None:
         raise ZeroDivisionError

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from frostline.data.loader import Batch
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import FrostLine, preserved
+from frostline.plan.machine import best_seconds
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits, labels) → (sum, count)."""
@@ -59,7 +60,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
         if line is not None:
-            prefix_row = _seconds(lambda: execution.prefix(sample)) / len(sample.rows)
+            prefix_row = best_seconds(lambda: execution.prefix(sample)) / len(sample.rows)
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
@@ -69,8 +70,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             batch=batch,
             encode_row=encode_row,
             prefix_row=prefix_row,
-            step=scale * _seconds(lambda: _step(execution, sample, loss)),
-            forward=scale * _seconds(lambda: _forward(execution, sample)),
+            step=scale * best_seconds(lambda: _step(execution, sample, loss)),
+            forward=scale * best_seconds(lambda: _forward(execution, sample)),
             saved_bytes=int(scale * saved),
             transient_bytes=int(batch * _transient_bytes(module, few) / len(few.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
@@ -98,19 +99,6 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:
     return tensor[torch.arange(rows) % tensor.shape[0]]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """The shorter of two runs after one to warm up; only one run where it takes long."""
-    start = time.perf_counter()
-    work()
-    first = time.perf_counter() - start
-    times: list[float] = []
-    while len(times) < 2 and sum(times) + first < _SECONDS:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times, default=first)
 
 
 def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
