@@ -22,6 +22,7 @@ from frostline.files import write_atomically
 from frostline.models import load as loading
 from frostline.models.model import Model
 from frostline.models.save import saved_folder
+from frostline.plan.cost import Cost
 from frostline.plan.decision import Decision
 from frostline.plan.plan import Plan, plan_options, plan_recipe
 from frostline.progress import say, say_nothing
@@ -39,10 +40,7 @@ def load(name: Any = None, **options: Any) -> Model:
         name = Run(Path(name))
     if isinstance(name, Run):
         name = _model_folder(name)
-    model = loading.load(name, rebuild=inject, **options)
-    if model.recipe.model.name is None and isinstance(name, str | os.PathLike):  # a saved model: a run that starts from it must say so
-        model.recipe = model.recipe.with_values({"model.name": Path(name)})
-    return model
+    return loading.load(name, rebuild=inject, **options)
 
 
 def load_trained(run: Run | str | os.PathLike[str]) -> Model:
@@ -94,6 +92,7 @@ def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, qui
     decisions = [Decision(**decision) for decision in run.plan["decisions"]]
     model = model or loading.from_recipe(recipe, data, rebuild=inject)
     plan = plan_recipe(recipe, model, data, forced=decisions)
+    plan.predicted = Cost(**run.plan["predicted"])
     train_into(run, plan, Recorder(run, plan, resume=True), say=_voice(say, quiet), quiet=quiet)
     return run
 

@@ -16,7 +16,7 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
     """Raises ModelError where there is no head, no block, or no pace."""
     if not model.head or not model.blocks:
         missing = "blocks are known" if model.head else "head is marked"
-        raise ModelError(f"adapt: got 'gradual', but no {missing} in the model {model.card.name!r}. Use: adapt: full")
+        raise ModelError(f"adapt: got 'gradual', but no {missing} in the model {model.card.name!r}. Use: adapt=full")
     if recipe.every < 1:
         raise ModelError(f"adapt.every: got {recipe.every!r}, expected a number of epochs from 1 on. Use: adapt.every=1")
 

@@ -50,7 +50,7 @@ def parameter_groups(model: Model, recipe: AdaptRecipe, lr: float, weight_decay:
         depth = depth_of[name] if recipe.lr_decay != 1 else 0
         members.setdefault((depth, kind), {})[name] = parameter
     if not members:
-        raise ModelError(f"adapt: got {recipe.method!r}, with which nothing in the model {model.card.name!r} learns. Use: adapt: full")
+        raise ModelError(f"adapt: got {recipe.method!r}, with which nothing in the model {model.card.name!r} learns. Use: adapt=full")
     return [
         {
             "params": list(found.values()),

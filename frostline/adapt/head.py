@@ -12,7 +12,7 @@ from frostline.recipe import AdaptRecipe
 def check(model: Model, recipe: AdaptRecipe) -> None:
     """Raises ModelError where the model has no head."""
     if not model.head:
-        raise ModelError(f"adapt: got 'head', but the model {model.card.name!r} has no part that is marked as its head. Use: adapt: full")
+        raise ModelError(f"adapt: got 'head', but the model {model.card.name!r} has no part that is marked as its head. Use: adapt=full")
 
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:

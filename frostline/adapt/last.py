@@ -21,12 +21,13 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
     name, known = model.card.name, len(model.blocks)
     if known == 0:
         raise ModelError(
-            f"adapt: got 'last {recipe.last}', but no blocks are known of the model {name!r}. Use: adapt: head, or adapt: full"
+            f"adapt: got 'last {recipe.last}', but no blocks are known of the model {name!r}. Use: adapt=head or adapt=full"
         )
     if not 1 <= recipe.last <= known:
+        use = "head" if recipe.last < 1 else f"'last {known}' or adapt=full"
         raise ModelError(
             f"adapt: got 'last {recipe.last}', but the model {name!r} has {known} blocks ({model.blocks[0]} to {model.blocks[-1]}); "
-            f"expected 1 to {known}. Use: adapt: {'head' if recipe.last < 1 else f'last {known}, or adapt: full'}"
+            f"expected 1 to {known}. Use: adapt={use}"
         )
 
 

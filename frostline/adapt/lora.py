@@ -210,7 +210,7 @@ def _match(model: Model, targets: list[str]) -> list[str]:
     chosen = [name for name in known if not targets or any(_matches(name, target) for target in targets)]
     if not chosen:
         raise ModelError(
-            f"adapt: got 'lora', but the model {model.card.name!r} has no linear layer or convolution outside its head. Use: adapt: full"
+            f"adapt: got 'lora', but the model {model.card.name!r} has no linear layer or convolution outside its head. Use: adapt=full"
         )
     return chosen
 

@@ -146,6 +146,8 @@ def _checked_table(table: pa.Table, schema: Schema, name: str) -> pa.Table:
         found = table.schema.field(column).type if column in table.column_names else None
         if found != expected:
             raise ValueError(f"{name}: column {column!r} is {found}, expected {expected}")
+        if column in ("id", "label") and table[column].null_count:
+            raise ValueError(f"{name}: column {column!r} lacks {table[column].null_count} values, expected one in every row")
     if schema.target != "number" and table.num_rows:
         labels = pc.list_flatten(table["label"]) if schema.target == "multi-label" else table["label"]
         low, high = pc.min_max(labels).as_py().values()

@@ -94,6 +94,7 @@ def _as_saved(recipe: Recipe, schema: Schema | None, module: Any, rebuild: Rebui
     }
     wish = next((key for key, value in wishes.items() if value), None)
     if wish is None:
+        saved.recipe = recipe
         return saved
     if is_native(saved.card) and schema is not None:
         return None

@@ -134,7 +134,7 @@ def _content(path: Path) -> str:
         with path.open("rb") as file:
             start = file.read(16)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror}. Give the file's path, as in model.weights=FILE") from error
     kind = _magic(start)
     if kind is None:
         # Too short or unknown: the reader of that format gives the better message. A pickle of protocol 0 has no magic

@@ -49,7 +49,7 @@ def image_model(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
     elif options.weights and name in vgg.NAMES:
         card.preprocess = vgg.preprocess(vgg.load_vgg(module, options.weights, name), size, channels)
     elif options.weights:
-        load_into(module, read_weights(options.weights))
+        load_into(module, read_weights(options.weights), source=options.weights)
     if pretrained:
         card.pretrained, card.source = True, options.weights or efficientnet.default_weights().name
     if name == "efficientnet-lite0":
@@ -85,7 +85,7 @@ def text_model(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
     card = Card(name=name, arguments=arguments, schema=schema, preprocess=preprocess, source="from zero")
     module = build(card)
     if options.weights:
-        load_into(module, read_weights(options.weights))
+        load_into(module, read_weights(options.weights), source=options.weights)
         card.pretrained, card.source = True, options.weights
     blocks = ["convolutions"] if name == "cnn" else _listed(module, "blocks")
     return Model(module=module, card=card, blocks=blocks, head=_new_parts(module))

@@ -145,7 +145,7 @@ def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None) -> dict[str, float]:
     """Forward and backward over the micro-batches of one optimiser step, then the update. Returns the step's sums."""
-    plan, optimizer = state.plan, state.optimizer
+    plan = state.plan
     sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "rows": 0.0}
     for batch in group:
         torch.manual_seed(integer_seed(plan.recipe.seed, epoch, int(batch.rows[0]), "forward"))

@@ -169,8 +169,13 @@ class Recorder:
             counters.epochs_without_gain += 1
 
     def _note(self, record: dict[str, Any]) -> None:
-        with open(self.run.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            if "epoch" in record:
-                file.flush()
-                os.fsync(file.fileno())
+        path = self.run.folder / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                if "epoch" in record:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            advice = f"Free space, then go on with: frostline train --resume {self.run.folder}"
+            raise RunError(f"{str(path)!r} could not be written: {error.strerror or error}. {advice}") from error

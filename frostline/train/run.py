@@ -86,7 +86,7 @@ class Run:
 
     def __str__(self) -> str:
         last = self.history[-1] if self.history else {}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in last.items() if isinstance(value, float) and name != "seconds")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in last.items() if isinstance(value, float) and name != "seconds")
         return f"run {self.folder}: {len(self.history)} epochs{', ' + shown if shown else ''}"
 
 

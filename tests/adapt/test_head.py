@@ -25,5 +25,5 @@ def test_dropout_is_on_in_the_head_and_off_in_the_body(make_image_model):
 def test_a_model_without_a_head_is_refused(make_model):
     model = make_model()
     model.head = []
-    with pytest.raises(ModelError, match=r"got 'head', but the model '(convnet|textnet)' has no part .* Use: adapt: full"):
+    with pytest.raises(ModelError, match=r"got 'head', but the model '(convnet|textnet)' has no part .* Use: adapt=full"):
         adapt(model, "head")

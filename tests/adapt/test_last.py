@@ -33,7 +33,7 @@ def test_a_block_without_parameters_counts_as_a_block(make_image_model):
 
 @pytest.mark.parametrize(
     ("blocks", "fix"),
-    [(4, "expected 1 to 3. Use: adapt: last 3, or adapt: full"), (0, "expected 1 to 3. Use: adapt: head"), (-1, "adapt: head")],
+    [(4, "expected 1 to 3. Use: adapt='last 3' or adapt=full"), (0, "expected 1 to 3. Use: adapt=head"), (-1, "adapt=head")],
 )
 def test_more_blocks_than_there_are(make_text_model, blocks, fix):
     with pytest.raises(ModelError) as refusal:

@@ -61,7 +61,8 @@ def test_the_fingerprint_is_of_the_content():
 
 
 def test_outputs_and_labels():
-    assert [Schema(task="text-classification", target=t, labels=n).outputs for t, n in [("class", ("a", "b")), ("multi-label", ("a",)), ("number", ())]] == [2, 1, 1]
+    cases = {"class": ("a", "b"), "multi-label": ("a",), "number": ()}
+    assert [Schema(task="text-classification", target=target, labels=names).outputs for target, names in cases.items()] == [2, 1, 1]
     several = DATASETS["multi-label"]()
     assert torch.equal(labels_tensor(several.splits["train"], several.schema), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
     numbers = DATASETS["number"]()
@@ -132,6 +133,17 @@ class TestWhatAFileSays:
         data = DATASETS["class"]()
         table = data.splits["train"].set_column(2, "label", pa.array(labels, pa.int32()))
         dataclasses.replace(data, splits={**data.splits, "train": table}).save(folder)
+
+    @pytest.mark.parametrize("column", ["label", "id"])
+    def test_a_value_that_is_missing(self, folder, column):
+        data = DATASETS["class"]()
+        table, values = data.splits["train"], {"label": pa.array([0, None, 1], pa.int32()), "id": pa.array(["a", None, "b"])}
+        table = table.set_column(table.column_names.index(column), column, values[column])
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        (folder / "train.arrow").write_bytes(sink.getvalue())
+        self.refused(folder, rf"train\.arrow: column {column!r} lacks 1 values")
 
     @pytest.mark.parametrize("damage", ["json", "cut", "empty", "missing", "not arrow"])
     def test_damage(self, folder, damage):

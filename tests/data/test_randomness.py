@@ -44,10 +44,8 @@ def test_a_rows_numbers_do_not_depend_on_the_other_rows():
 
 @pytest.mark.parametrize("vary", ["seed", "epoch", "row", "operation"])
 def test_uniform_whatever_varies(vary):
-    def number(i):
-        return generator(i if vary == "seed" else 0, i if vary == "epoch" else 0, i if vary == "row" else 0, f"{i if vary == 'operation' else ''}")
-
-    numbers = np.array([number(i).random() for i in range(2000)])
+    four = {"seed": 0, "epoch": 0, "row": 0, "operation": ""}
+    numbers = np.array([generator(**{**four, vary: str(i) if vary == "operation" else i}).random() for i in range(2000)])
     counts = np.histogram(numbers, bins=10, range=(0, 1))[0]
     assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-squared of 9 degrees: p = 0.001
     assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.1

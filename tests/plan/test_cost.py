@@ -58,7 +58,11 @@ def test_cached():
 
 
 @given(
-    rows=st.integers(1, 10**6), epochs=st.integers(2, 100), prefix=st.floats(1e-6, 1), read=st.floats(0.01, 10), stored=st.integers(1, 10**12)
+    rows=st.integers(1, 10**6),
+    epochs=st.integers(2, 100),
+    prefix=st.floats(1e-6, 1),
+    read=st.floats(0.01, 10),
+    stored=st.integers(1, 10**12),
 )
 def test_caching_pays_exactly_where_reading_costs_less_than_running(rows, epochs, prefix, read, stored):
     work = dataclasses.replace(WORK, train_rows=rows, validation_rows=0, epochs=epochs)

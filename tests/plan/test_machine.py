@@ -51,7 +51,7 @@ def test_best_of_several():
 
 
 def test_memory_that_is_there_and_a_lower_limit(monkeypatch, tmp_path):
-    assert 0 < resident_bytes() and 0 < memory_limit() < 2**50
+    assert resident_bytes() > 0 and 0 < memory_limit() < 2**50
     limits = {"/sys/fs/cgroup/memory.max": "1000000", "/sys/fs/cgroup/memory.current": "400000"}
 
     class Path:

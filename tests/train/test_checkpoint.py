@@ -15,6 +15,7 @@ from frostline.train import checkpoint as subject
 from frostline.train import loop
 from frostline.train.checkpoint import Counters, checkpoints, copy_into, keep_only, learning_tensors, load_checkpoint, save_checkpoint
 from frostline.train.interrupt import Interrupted
+from frostline.train.record import Recorder
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed, stopping
 
 OPTIMISERS = ["sgd", "adam", "adamw", "adafactor", "rmsprop", "lion", "muon"]
@@ -69,7 +70,7 @@ class TestOneCheckpoint:
 
         monkeypatch.setattr(subject, "save_file", broken)
         groups = {"learning": {"w": torch.zeros(2)}, "optimizer": {"m": torch.zeros(2)}}
-        with pytest.raises(RunError, match=r"step-00000002.*No space left on device.*Free space, then go on with: frostline train --resume"):
+        with pytest.raises(RunError, match=r"step-00000002.*No space left on device.*go on with: frostline train --resume"):
             save_checkpoint(tmp_path, Counters(step=2), groups, {})
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
         assert torch.equal(load_checkpoint(tmp_path / "step-00000001")[1]["learning"]["w"], torch.ones(2))
@@ -178,25 +179,20 @@ class TestGoingOn:
     def test_stopped_between_an_epochs_checkpoint_and_the_next_epoch(self, digits, tmp_path, monkeypatch, method):
         data, options = first_rows(digits, 48), {"adapt": method, "epochs": 3, "checkpoint_every": 2}
         whole = fl.train(plan(cnn(data), data, tmp_path / "whole", **options), quiet=True)
-        for moment, name in enumerate(["_note", "_judge", "checkpoint"]):
+        for name in ["_judge", "_note", "checkpoint"]:
             folder = tmp_path / name
-            self.killed_at_the_end_of_the_first_epoch(plan(cnn(data), data, folder, **options), name, after=name == "checkpoint", monkeypatch=monkeypatch)
+            self.killed_at_the_end_of_the_first_epoch(plan(cnn(data), data, folder, **options), name, monkeypatch)
             resumed = api.resume(folder, quiet=True)
-            assert self.same(whole, resumed), moment
+            assert self.same(whole, resumed), name
             assert [(r["step"], r.get("epoch")) for r in resumed.records()] == [(r["step"], r.get("epoch")) for r in whole.records()]
 
-    def killed_at_the_end_of_the_first_epoch(self, made, name, *, after, monkeypatch):
-        from frostline.train.record import Recorder
-
+    def killed_at_the_end_of_the_first_epoch(self, made, name, monkeypatch):
+        """Right after the epoch was judged, or noted, or its checkpoint was written."""
         plain = getattr(Recorder, name)
 
-        def dying(self, *args):
-            ended = name == "_judge" or (name == "_note" and "epoch" in args[0]) or (name == "checkpoint" and args[0].counters.epoch)
-            if ended and not after:
-                plain(self, *args)
-                raise KeyboardInterrupt
-            plain(self, *args)
-            if ended:
+        def dying(self, first, *rest):
+            plain(self, first, *rest)
+            if name == "_judge" or (name == "_note" and "epoch" in first) or (name == "checkpoint" and first.counters.epoch):
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

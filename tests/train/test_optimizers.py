@@ -8,14 +8,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from frostline.adapt.groups import Kind
+from frostline.adapt.groups import Kind, default_lr
 from frostline.errors import MissingPackage, RecipeError, RunError
 from frostline.recipe import TrainRecipe
 from frostline.train.optimizers import (
     MUON_TO_ADAMW,
     Both,
     build_optimizer,
-    default_lr,
     set_rate,
     state_from_tensors,
     state_to_tensors,

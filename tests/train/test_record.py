@@ -111,7 +111,8 @@ class TestEarlyStopping:
         model = fl.load("mlp", data=digits, width=32, depth=1)
         fl.train(plan(model, digits, tmp_path / "good", epochs=4, optimizer="adam"), quiet=True)
         model = fl.load(tmp_path / "good")
-        run = fl.train(plan(model, digits, tmp_path / "worse", adapt="full", epochs=20, optimizer="sgd", lr=3.0, early_stopping=2), quiet=True)
+        options = {"adapt": "full", "epochs": 20, "optimizer": "sgd", "lr": 3.0, "early_stopping": 2}
+        run = fl.train(plan(model, digits, tmp_path / "worse", **options), quiet=True)
         assert len(run.history) < 20
         accuracies = [record["val_accuracy"] for record in run.history]
         assert fl.evaluate(run, "validation").metrics["accuracy"] == pytest.approx(max(accuracies))

@@ -12,8 +12,10 @@ import frostline as fl
 from frostline import api
 from frostline.errors import RunError
 from frostline.recipe import Recipe
+from frostline.train import loop
+from frostline.train.interrupt import Interrupted
 from frostline.train.run import Run, create_run, in_use, open_run, truncate_metrics
-from tests.train.small import cnn, first_rows, plan
+from tests.train.small import cnn, first_rows, plan, stopping
 
 
 def recipe(out):
@@ -47,7 +49,8 @@ class TestClaiming:
     def test_default_names_say_model_and_data(self, data, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         made = fl.plan(cnn(data), data, epochs=1, channels_last="off")
-        assert [str(fl.train(made, quiet=True).folder) for _ in range(2)] == ["runs/cnn-image-classification-1", "runs/cnn-image-classification-2"]
+        found = [str(fl.train(made, quiet=True).folder) for _ in range(2)]
+        assert found == ["runs/cnn-image-classification-1", "runs/cnn-image-classification-2"]
 
     def test_another_runs_folder(self, data, tmp_path):
         made = plan(cnn(data), data, tmp_path / "run", epochs=1)
@@ -60,7 +63,7 @@ class TestClaiming:
     def test_a_folder_with_other_things(self, tmp_path):
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "猫.jpg").write_bytes(b"x")
-        with pytest.raises(RunError, match="is not empty and holds no run; nothing was written. You can choose another with --out"):
+        with pytest.raises(RunError, match=r"is not empty and holds no run; nothing was written\. You can choose another with --out"):
             create_run(recipe(tmp_path / "photos"), "x")
         assert everything_in(tmp_path / "photos") == {Path("猫.jpg"): b"x"}
 
@@ -78,17 +81,13 @@ class TestTheLock:
 
     def test_within_one_process(self, tmp_path):
         run = create_run(recipe(tmp_path / "run"), "x")
-        with in_use(run):
-            with pytest.raises(RunError, match=r"is in use by another process\. Wait for it, stop it, or choose another folder with --out"), in_use(run):
-                pass
+        advice = r"is in use by another process\. Wait for it, stop it, or choose another folder with --out"
+        with in_use(run), pytest.raises(RunError, match=advice), in_use(run):
+            pass
         with in_use(run):
             pass
 
     def test_another_process_holds_it_and_dies(self, data, tmp_path, monkeypatch):
-        from frostline.train import loop
-        from frostline.train.interrupt import Interrupted
-        from tests.train.small import stopping
-
         folder = tmp_path / "run"
         with monkeypatch.context() as patch, pytest.raises(Interrupted):
             patch.setattr(loop, "stop_on_interrupt", stopping(1))

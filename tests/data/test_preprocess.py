@@ -1,0 +1,18 @@
+"""What a model's card keeps of its preprocessing: plain values, by which a saved model and a prefix store are known."""
+
+import json
+
+from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+
+
+def test_image_preprocessing_is_plain_json():
+    preprocess = ImagePreprocess(size=224, mean=(0.5, 0.5, 0.5), channels="bgr")
+    values = json.loads(json.dumps(preprocess.to_dict()))
+    assert values.pop("kind") == "image"
+    again = ImagePreprocess(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    assert again == preprocess
+
+
+def test_text_preprocessing_leaves_the_tokenizer_to_its_own_files():
+    values = TextPreprocess(tokenizer=object(), max_length=64).to_dict()
+    assert values == {"kind": "text", "max_length": 64, "inputs": ("input_ids", "attention_mask")}
