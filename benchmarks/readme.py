@@ -1,12 +1,11 @@
 """Write the figures of benchmarks/results/*.json into both READMEs, so that no number there is typed by hand.
 
-    python benchmarks/readme.py
+python benchmarks/readme.py
 """
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import harness
@@ -36,8 +35,9 @@ def main() -> None:
     for file, chinese in [("README.md", False), ("README.zh-CN.md", True)]:
         path = harness.ROOT / file
         body = "\n\n".join(section(name, content, chinese) for name, content in contents.items())
-        text = re.sub(f"{re.escape(START)}.*?{re.escape(END)}", lambda _: f"{START}\n{body}\n{END}", path.read_text(encoding="utf-8"), flags=re.S)
-        path.write_text(text, encoding="utf-8")
+        before, _, rest = path.read_text(encoding="utf-8").partition(START)
+        after = rest.partition(END)[2]
+        path.write_text(f"{before}{START}\n{body}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

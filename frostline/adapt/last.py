@@ -20,9 +20,7 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
     """Raises ModelError where the model has fewer than N blocks."""
     name, known = model.card.name, len(model.blocks)
     if known == 0:
-        raise ModelError(
-            f"adapt: got 'last {recipe.last}', but no blocks are known of the model {name!r}. Use: adapt=head or adapt=full"
-        )
+        raise ModelError(f"adapt: got 'last {recipe.last}', but no blocks are known of the model {name!r}. Use: adapt=head or adapt=full")
     if not 1 <= recipe.last <= known:
         use = "head" if recipe.last < 1 else f"'last {known}' or adapt=full"
         raise ModelError(

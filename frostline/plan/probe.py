@@ -22,6 +22,7 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
+_TIMES = 3  # a network that takes milliseconds is not worth a third of a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
         if line is not None:
-            prefix_row = best_seconds(lambda: execution.prefix(sample)) / len(sample.rows)
+            prefix_row = best_seconds(lambda: execution.prefix(sample), most=_TIMES) / len(sample.rows)
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
@@ -70,8 +71,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             batch=batch,
             encode_row=encode_row,
             prefix_row=prefix_row,
-            step=scale * best_seconds(lambda: _step(execution, sample, loss)),
-            forward=scale * best_seconds(lambda: _forward(execution, sample)),
+            step=scale * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
+            forward=scale * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
             saved_bytes=int(scale * saved),
             transient_bytes=int(batch * _transient_bytes(module, few) / len(few.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
