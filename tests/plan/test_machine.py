@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import time
 
@@ -70,7 +71,8 @@ def test_memory_that_is_there_and_a_lower_limit(monkeypatch, tmp_path):
 
 
 def test_what_an_array_adds_is_resident():
+    gc.collect()
     before = resident_bytes()
-    array = np.ones(50_000_000, dtype=np.uint8)
-    assert 40e6 < resident_bytes() - before < 80e6
-    del array
+    array = np.ones(200_000_000, dtype=np.uint8)
+    added = resident_bytes() - before  # other threads may give some back meanwhile
+    assert 100e6 < added < 300e6 and array.all()

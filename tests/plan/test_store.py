@@ -82,3 +82,18 @@ def test_a_full_disk_is_an_error_with_advice(monkeypatch):
     with pytest.raises(RunError, match=r"No space left on device.*plan.cache=off"):
         create_store("f" * 40, [DENSE], 4, torch.arange(5), 1e9)
     assert list(stores_folder().iterdir()) == []
+
+
+def test_what_a_killed_process_left_half_made_is_swept_up():
+    import os
+    import subprocess
+    import sys
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for owner in (gone.pid, "no-number", os.getpid()):
+        folder = stores_folder() / f"{'h' * 40}.{owner}"
+        folder.mkdir(parents=True)
+        (folder / "border0.bin").write_bytes(b"x" * 100)
+    filled("k" * 40)  # making a store looks after the others
+    assert sorted(folder.name for folder in stores_folder().iterdir()) == [f"{'h' * 40}.{os.getpid()}", "k" * 40]

@@ -22,8 +22,8 @@ def test_memory_that_came_and_went_is_in_the_peak():
     during = peak_bytes()
     del array
     after = peak_bytes()
-    assert 0.9 * SIZE < during - before < 1.3 * SIZE
-    assert after > before + 0.9 * SIZE
+    assert 0.7 * SIZE < during - before < 1.3 * SIZE
+    assert after > before + 0.7 * SIZE
 
 
 def test_a_new_measurement_forgets_the_old_peak():
