@@ -48,12 +48,19 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup
+# The peers' environments are their own, since their packages want other versions than ours.
+.venv-keras/.stamp:
+	$(BIN)/python -m venv .venv-keras
+	.venv-keras/bin/pip install --quiet keras tensorflow-cpu pillow scipy h5py
+	@touch $@
+
+bench: setup .venv-keras/.stamp
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/readme.py
 
 docs: setup
 	$(BIN)/python -m pip install --quiet 'pdoc>=15'
 	$(BIN)/pdoc frostline $(MODULES) --output-directory docs/api
 
 clean:
-	rm -rf .venv demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-keras demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,8 +1,8 @@
 """The headline job against Keras 3 on TensorFlow: VGG16 frozen, a new head, 224 × 224, 10 epochs, no augmentation.
 
-    python benchmarks/vgg16_keras.py --keras PYTHON [--peer ../shared/peers/keras_vgg16.py] [--images 240] [--repeat 3]
+    python benchmarks/vgg16_keras.py [--keras PYTHON] [--peer ../shared/peers/keras_vgg16.py] [--images 240] [--repeat 3]
 
-``--keras`` is the Python of an environment with ``keras tensorflow-cpu pillow scipy h5py``. The peer runs unchanged. Each
+``--keras`` is the Python of an environment with ``keras tensorflow-cpu pillow scipy h5py`` (`make .venv-keras/.stamp`). The peer runs unchanged. Each
 side is a process of its own, one after the other, on the same images, the same weights, the same optimiser; seconds are
 those of the training alone on both sides (the peer's own clock; ours from before the plan's probe to the saved model).
 A second comparison feeds both sides the same batches from the same initial head, without dropout, and compares the losses.
@@ -70,7 +70,8 @@ def same_batches(images: str, weights: str, folder: str, epochs: int = 3) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keras", default="python3", help="the Python of the peer's environment")
+    default = str(harness.ROOT / ".venv-keras" / "bin" / "python")
+    parser.add_argument("--keras", default=default, help="the Python of the peer's environment; `make bench` makes one")
     parser.add_argument("--peer", type=Path, default=harness.ROOT.parent / "shared" / "peers" / "keras_vgg16.py")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=10)
@@ -80,6 +81,9 @@ def main() -> None:
     if options.side:
         {"ours": ours, "same": same_batches}[options.side[0]](*(int(word) if word.isdigit() else word for word in options.side[1:]))
         return
+    for needed in (options.peer, Path(options.keras)):
+        if not needed.exists():
+            sys.exit(f"{needed} is missing: the peer's script is given with --peer, its environment with --keras (make .venv-keras/.stamp)")
     with tempfile.TemporaryDirectory() as folder:
         compare(options, Path(folder))
 

@@ -100,11 +100,14 @@ def resume(run: Any, *, model: Model | None = None, quiet: bool = False) -> Run:
     return resume_run(run, model=model, quiet=quiet)
 
 
-def evaluate(run: Any, split: str | None = None) -> Report:
-    """The report of a run (or its folder) on its test split, or another one; also written into the run's folder."""
+def evaluate(run: Any, split: str | None = None, *, model: Model | None = None) -> Report:
+    """The report of a run (or its folder) on its test split, or another one; also written into the run's folder.
+
+    ``model``: only for a module of your own, which no file can build: ``fl.load(run, module=YourModule())``.
+    """
     from frostline.api import evaluate as evaluate_run
 
-    return evaluate_run(run, split)
+    return evaluate_run(run, split, model=model)
 
 
 def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:

@@ -89,6 +89,11 @@ def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, qui
             f"{str(run.folder)!r} is finished, expected a run that was stopped. Look at it with: frostline evaluate {run.folder}"
         )
     recipe, data = run.recipe, run.data
+    if model is None and run.plan["model"] == "custom":
+        raise RunError(
+            f"{str(run.folder)!r} trains a module of your own, which no file can build. "
+            f"Go on in Python: fl.resume({str(run.folder)!r}, model=fl.load(YourModule(), task=data.task, size=…))"
+        )
     decisions = [Decision(**decision) for decision in run.plan["decisions"]]
     model = model or loading.from_recipe(recipe, data, rebuild=inject)
     plan = plan_recipe(recipe, model, data, forced=decisions)
@@ -97,10 +102,12 @@ def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, qui
     return run
 
 
-def evaluate(run: Run | str | os.PathLike[str], split: str | None = None, *, quiet: bool = False) -> Report:
+def evaluate(
+    run: Run | str | os.PathLike[str], split: str | None = None, *, model: Model | None = None, quiet: bool = False
+) -> Report:
     """Score a split of a run, and write report.json and report.html into its folder."""
     run = run if isinstance(run, Run) else open_run(run)
-    model, data = load(run), run.data
+    model, data = model or load(run), run.data
     split = split or next(name for name in ("test", "validation", "train") if name in data.splits)
     if split not in data.splits:
         raise RunError(f"split={split!r}: the run {str(run.folder)!r} has {', '.join(data.splits)}. Choose one of them with --split")

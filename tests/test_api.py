@@ -15,9 +15,13 @@ from frostline.data.dataset import Dataset
 from frostline.data.encode import split_source
 from frostline.errors import ModelError, RecipeError, RunError
 from frostline.models.model import Model, logits_of
+from frostline.plan.plan import Plan
 from frostline.recipe import Recipe
+from frostline.train import loop
+from frostline.train.interrupt import Interrupted
 from frostline.train.run import Run
 from tests.small import review_rows
+from tests.train.small import stopping
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +185,30 @@ def test_adapt(texts: Dataset) -> None:
     learning = [name for name, parameter in model.module.named_parameters() if parameter.requires_grad]
     assert learning
     assert all(name.startswith(tuple(model.head)) for name in learning)
+
+
+class _Own(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(192, 8), torch.nn.Linear(8, 10)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(pixel_values.flatten(1)).relu())
+
+
+def test_a_module_of_ones_own_goes_the_whole_road(digits: Dataset, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file can build it, so it is handed over again wherever it is needed."""
+    def made() -> Plan:
+        torch.manual_seed(0)
+        return fl.plan(fl.load(_Own(), task=digits.task, size=8), digits, adapt="full", epochs=2, out="own")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_on_interrupt", stopping(3))
+        with pytest.raises(Interrupted):
+            fl.train(made(), quiet=True)
+    with pytest.raises(RunError, match=r"module of your own.*fl\.resume"):
+        fl.resume("own", quiet=True)
+    run = fl.resume("own", model=fl.load(_Own(), task=digits.task, size=8), quiet=True)
+    report = fl.evaluate(run, model=fl.load(run, module=_Own()))
+    assert report.rows == digits.splits["test"].num_rows and (run.folder / "report.html").exists()
+    assert set(fl.predict(fl.load(run, module=_Own()), np.zeros((8, 8, 3), dtype=np.uint8))[0]) >= {"label", "probability"}

@@ -56,9 +56,9 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
     """Train in a run's folder, from the recorder's last checkpoint on. Raises TrainingStopped, Interrupted."""
     epochs = plan.recipe.train.epochs
     plan.execution.say = say
-    with in_use(run), stop_on_interrupt(run.folder) as stop:
+    with in_use(run), stop_on_interrupt(run.folder, say) as stop:
         if plan.execution.line is not None:
-            fill_stores(plan.recipe, plan.execution, quiet)
+            fill_stores(plan.recipe, plan.execution, quiet, stop.stop_before_training)
         state = recorder.restore(start(plan, recorder.epoch_to_go_on_from))
         frozen = state.frozen
         for epoch in range(state.counters.epoch, epochs):

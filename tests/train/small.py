@@ -53,8 +53,11 @@ def stopping(step: int) -> Callable[[Path], contextlib.AbstractContextManager[St
         def requested(self, value: bool) -> None:
             pass
 
+        def stop_before_training(self) -> None:
+            """Not counted: no step is taken yet."""
+
     @contextlib.contextmanager
-    def stop_on_interrupt(folder: Path) -> Iterator[StopRequest]:
+    def stop_on_interrupt(folder: Path, say: object = None) -> Iterator[StopRequest]:
         yield Counting(folder)
 
     return stop_on_interrupt

@@ -143,3 +143,19 @@ def test_killed_at_a_random_moment_and_resumed(tmp_path):
     whole, resumed = api.open_run(tmp_path / "whole"), api.open_run(killed)
     assert [(r["step"], r["loss"]) for r in resumed.records()] == [(r["step"], r["loss"]) for r in whole.records()]
     assert [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_stop_while_the_frozen_part_runs_is_told_and_the_run_can_start_again(digits, tmp_path, monkeypatch):
+    data, said = first_rows(digits, 60), []
+    made = plan(cnn(data), data, tmp_path / "run", adapt="head", cache="on")
+    prefix = made.execution.prefix
+
+    def interrupted_prefix(batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return prefix(batch)
+
+    monkeypatch.setattr(made.execution, "prefix", interrupted_prefix)
+    with pytest.raises(Interrupted, match=r"before the first step.*--resume"):
+        api.train(made, say=said.append)
+    assert any("Stopping" in text for text in said) and not list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert len(api.resume(tmp_path / "run", quiet=True).history) == 2

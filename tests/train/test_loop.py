@@ -1,6 +1,5 @@
 """The loop's laws: sum and count, stateless randomness, frozen is frozen, and a stopped run that goes on bit for bit."""
 
-import contextlib
 import json
 
 import pytest
@@ -13,7 +12,8 @@ from frostline.adapt.freeze import frozen_hash
 from frostline.errors import TrainingStopped
 from frostline.train import loop
 from frostline.train.checkpoint import learning_tensors
-from frostline.train.interrupt import Interrupted, StopRequest
+from frostline.train.interrupt import Interrupted
+from tests.train.small import first_rows, saved, stopping
 
 
 def small_cnn(data, **options):
@@ -32,7 +32,7 @@ class TestSumAndCount:
             for parameter in module.parameters():
                 nn.init.normal_(parameter, std=0.1)
             model = fl.load(_Pixels(module), task=digits.task, size=8)
-            small = _first_rows(digits, 29)  # 29 rows: the last window is ragged
+            small = first_rows(digits, 29)  # 29 rows: the last window is ragged
             plan = fl.plan(model, small, adapt="full", epochs=1, batch=batch, accumulate=accumulate, optimizer="sgd", momentum=0, lr=0.1,
                            out=str(tmp_path / f"{batch}"), **options)  # fmt: skip
             fl.train(plan, quiet=True)
@@ -51,16 +51,6 @@ class _Pixels(nn.Module):
         return self.inner(pixel_values.to(next(self.inner.parameters()).dtype))
 
 
-def _first_rows(data, count):
-    import dataclasses
-
-    return dataclasses.replace(data, splits={name: table.slice(0, count) for name, table in data.splits.items()})
-
-
-def final_weights(run):
-    return fl.load(run).module.state_dict()
-
-
 def plan_small(data, folder, *, workers=0, **options):
     data.recipe["workers"] = workers
     model = small_cnn(data, dropout=0.3)
@@ -73,42 +63,20 @@ class TestStatelessRandomness:
     @pytest.mark.parametrize("workers", [0, 4])
     def test_stopped_at_each_step_and_resumed(self, digits, tmp_path, monkeypatch, workers):
         digits.recipe["augment"] = {"rotation": 10.0, "width_shift": 0.1}
-        small = _first_rows(digits, 226)
-        whole = final_weights(fl.train(plan_small(small, tmp_path / "whole"), quiet=True))
+        small = first_rows(digits, 226)
+        whole = saved(fl.train(plan_small(small, tmp_path / "whole"), quiet=True))
         steps = 2 * -(-226 // 24)
         assert steps == 20
         for stop_at in range(1, steps + 1, 1 if workers else 3):
             folder = tmp_path / f"stopped-{stop_at}"
             with monkeypatch.context() as patch:
-                patch.setattr(loop, "stop_on_interrupt", _stopping(stop_at))
+                patch.setattr(loop, "stop_on_interrupt", stopping(stop_at))
                 with pytest.raises(Interrupted, match="--resume"):
                     fl.train(plan_small(small, folder, workers=workers), quiet=True)
-            resumed = final_weights(api.resume(folder, quiet=True))
+            resumed = saved(api.resume(folder, quiet=True))
             assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items()), stop_at
             history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
             assert [r["step"] for r in history if "epoch" not in r] == list(range(1, steps + 1))
-
-
-def _stopping(step):
-    @contextlib.contextmanager
-    def stop_on_interrupt(folder):
-        request = StopRequest(folder)
-        counted = []
-
-        class Counting(StopRequest):
-            @property
-            def requested(self):
-                counted.append(1)
-                return len(counted) == step
-
-            @requested.setter
-            def requested(self, value):
-                pass
-
-        request = Counting(folder)
-        yield request
-
-    return stop_on_interrupt
 
 
 class TestFrozenIsFrozen:
@@ -179,7 +147,7 @@ def test_the_cached_run_equals_the_plain_one(digits, tmp_path):
         runs[cache] = fl.train(plan, quiet=True)
     losses = {cache: [record["loss"] for record in run.records()] for cache, run in runs.items()}
     assert losses["on"] == pytest.approx(losses["off"], rel=1e-5)
-    on, off = (final_weights(runs[cache]) for cache in ("on", "off"))
+    on, off = (saved(runs[cache]) for cache in ("on", "off"))
     for name, tensor in on.items():
         torch.testing.assert_close(tensor, off[name], rtol=1e-4, atol=1e-6)
 
@@ -190,8 +158,8 @@ def test_a_damaged_store_is_dropped_within_an_epoch_and_the_run_is_as_if_plain(d
     said = []
     fill = loop.fill_stores
 
-    def fill_and_damage(recipe, execution, quiet):
-        fill(recipe, execution, quiet)
+    def fill_and_damage(recipe, execution, quiet, between):
+        fill(recipe, execution, quiet, between)
         execution.stores["train"].arrays[0][17].view(-1)[0] += 1.0
 
     monkeypatch.setattr(loop, "fill_stores", fill_and_damage)

@@ -7,6 +7,8 @@ sizes. Taken only where reading the store is predicted to cost less than running
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -75,8 +77,11 @@ def _offsets(source: SplitSource) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def fill_stores(recipe: Recipe, execution: Execution, quiet: bool) -> int:
-    """Open the stores that exist and make those that do not. Returns the rows for which the prefix had to be run."""
+def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Callable[[], None] = lambda: None) -> int:
+    """Open the stores that exist and make those that do not. Returns the rows for which the prefix had to be run.
+
+    ``between`` is called after each batch and may raise; the store that was being made is then deleted.
+    """
     line = execution.line
     assert line is not None, "fill_stores needs a frost line"
     weights = prefix_hash(execution.model.module, line.names)
@@ -91,7 +96,7 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool) -> int:
         if store is None:
             store = create_store(key, line.border, source.rows, offsets, recipe.plan.cache_limit_gb * 1e9)
             try:
-                _fill(execution, split, store, quiet)
+                _fill(execution, split, store, quiet, between)
                 store.finish({"split": split, "rows": source.rows})
             except BaseException:
                 store.discard()
@@ -101,13 +106,14 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool) -> int:
     return ran
 
 
-def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool) -> None:
+def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, between: Callable[[], None]) -> None:
     source = execution.sources[split]
     batches = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
     with progress(total=source.rows, label=f"frozen part, {split}", quiet=quiet) as bar:
         for batch in load(source.encode, batches, None, execution.workers):
             store.write(batch.rows, execution.prefix(batch))
             bar.update(len(batch.rows))
+            between()
 
 
 def _preprocess_key(card: Card) -> str:
