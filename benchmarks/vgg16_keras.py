@@ -2,7 +2,8 @@
 
     python benchmarks/vgg16_keras.py [--keras PYTHON] [--peer ../shared/peers/keras_vgg16.py] [--images 240] [--repeat 3]
 
-``--keras`` is the Python of an environment with ``keras tensorflow-cpu pillow scipy h5py`` (`make .venv-keras/.stamp`). The peer runs unchanged. Each
+``--keras`` is the Python of an environment with ``keras tensorflow-cpu pillow scipy h5py`` (`make .venv-keras/.stamp`).
+The peer runs unchanged. Each
 side is a process of its own, one after the other, on the same images, the same weights, the same optimiser; seconds are
 those of the training alone on both sides (the peer's own clock; ours from before the plan's probe to the saved model).
 A second comparison feeds both sides the same batches from the same initial head, without dropout, and compares the losses.

@@ -41,7 +41,8 @@ def keras_vgg16(path: Path) -> None:
                 name = f"block{block}_conv{number}"
                 names.append(name.encode())
                 group = file.create_group(name)
-                weights = {f"{name}/kernel:0": rng.normal(0, (2 / (9 * channels)) ** 0.5, (3, 3, channels, width)), f"{name}/bias:0": np.zeros(width)}
+                kernel = rng.normal(0, (2 / (9 * channels)) ** 0.5, (3, 3, channels, width))
+                weights = {f"{name}/kernel:0": kernel, f"{name}/bias:0": np.zeros(width)}
                 group.attrs["weight_names"] = [key.encode() for key in weights]
                 for key, value in weights.items():
                     group.create_dataset(key, data=value.astype(np.float32))
