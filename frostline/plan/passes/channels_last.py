@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from frostline.data.loader import Batch
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -25,8 +26,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     if forced != "auto":
         lay_out(execution, forced == "on")
         return Decision(what="channels_last", on=forced == "on", why=f"switched {forced} in the recipe")
-    source = execution.sources["train"]
-    batch = source.encode(np.arange(min(2, source.rows)), None)
+    batch = _affordable_batch(execution, recipe.train.batch)
 
     def seconds() -> float:
         with torch.no_grad():
@@ -41,6 +41,15 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
         lay_out(execution, False)
     why = f"a forward pass of {len(batch.rows)} rows takes {inner * 1e3:.1f} ms with channels innermost, {plain * 1e3:.1f} ms as usual"
     return Decision(what="channels_last", on=faster, why=why)
+
+
+def _affordable_batch(execution: Execution, batch: int) -> Batch:
+    """As many rows as one forward pass takes a tenth of a second for: few rows measure the calls, not the arithmetic."""
+    source = execution.sources["train"]
+    few = source.encode(np.arange(min(2, source.rows)), None)
+    with evaluating(execution.model.module), torch.no_grad():
+        row = best_seconds(lambda: execution.forward(few), budget=1e-3, most=1) / len(few.rows)
+    return source.encode(np.arange(min(source.rows, batch, max(2, int(0.1 / row)))), None)
 
 
 def lay_out(execution: Execution, on: bool) -> None:
