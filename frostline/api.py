@@ -27,7 +27,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.plan import Plan, plan_options, plan_recipe
 from frostline.progress import say, say_nothing
 from frostline.recipe import Recipe
-from frostline.train.loop import train_into
+from frostline.train.loop import start, train_into
 from frostline.train.record import Recorder
 from frostline.train.run import Run, create_run, open_run
 
@@ -69,6 +69,9 @@ def plan(model: Model, data: Dataset, **options: Any) -> Plan:
 
 def train(plan: Plan, *, quiet: bool = False, say: Say | None = None) -> Run:
     """Carry out a plan in a new folder."""
+    if plan.carried_out:
+        raise RunError("this plan was carried out already and its model is trained. Make a new one: fl.plan(fl.load(…), data)")
+    start(plan)  # an optimiser that cannot be made is told before a folder is taken and the frozen part is run
     run = create_run(plan.recipe, _run_name(plan))
     try:
         write_atomically(run.folder / "recipe.yaml", _rerunnable(plan).to_yaml().encode())
@@ -77,6 +80,7 @@ def train(plan: Plan, *, quiet: bool = False, say: Say | None = None) -> Run:
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)  # it was new or empty, and half a run could not be resumed
         raise
+    plan.carried_out = True
     train_into(run, plan, Recorder(run, plan), say=_voice(say, quiet), quiet=quiet)
     return run
 
@@ -102,9 +106,7 @@ def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, qui
     return run
 
 
-def evaluate(
-    run: Run | str | os.PathLike[str], split: str | None = None, *, model: Model | None = None, quiet: bool = False
-) -> Report:
+def evaluate(run: Run | str | os.PathLike[str], split: str | None = None, *, model: Model | None = None, quiet: bool = False) -> Report:
     """Score a split of a run, and write report.json and report.html into its folder."""
     run = run if isinstance(run, Run) else open_run(run)
     model, data = model or load(run), run.data
@@ -118,14 +120,21 @@ def evaluate(
         data.schema, scores, source.labels.numpy(), _origins(source.table), split=split,
         history=run.history, cost=run.cost or None, data_report=data.report.to_dict(),
     )  # fmt: skip
+    page = report_html(report, f"{model.card.name} · {run.folder.name}", max_pixels=recipe.data.max_pixels)
     write_atomically(run.folder / "report.json", report.to_json().encode())
-    write_atomically(run.folder / "report.html", report_html(report, f"{model.card.name} · {run.folder.name}").encode())
+    write_atomically(run.folder / "report.html", page.encode())
     return report
 
 
-def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:
-    """Predict with a run, a model's folder or a Model; see ``frostline.predict``."""
-    model = run if isinstance(run, Model) else load_trained(run)
+def predict(run: Any, inputs: Any, *, model: Model | None = None, **options: Any) -> list[dict[str, Any]]:
+    """Predict with a run, a model's folder or a Model; see ``frostline.predict``. ``model``: the run's, where it is loaded already."""
+    if isinstance(run, Model):
+        return predict_inputs(run, inputs, **options)
+    model = model or load_trained(run)
+    if isinstance(run, Run) or _is_run(run):
+        data = (run if isinstance(run, Run) else Run(Path(run))).recipe.data
+        own = {"usual_column": data.input_column, "encoding": data.encoding, "max_pixels": data.max_pixels}
+        options = {**own, **options}
     return predict_inputs(model, inputs, **options)
 
 

@@ -6,20 +6,26 @@ them; it trains nothing and writes nothing.
 
 from __future__ import annotations
 
+import functools
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frostline.adapt.apply import adapt
+from frostline.adapt.groups import parameter_groups
+from frostline.adapt.lora import inject
 from frostline.data.dataset import Dataset, Schema
 from frostline.data.encode import split_source
 from frostline.data.preprocess import TextPreprocess
 from frostline.errors import FrostlineError, RecipeError
 from frostline.models.model import Model
-from frostline.recipe import Recipe
+from frostline.recipe import AugmentRecipe, Recipe
 from frostline.tasks.losses import loss_conflicts
+from frostline.train.optimizers import build_optimizer
 
 _EPOCH_METRICS = {
     "class": ("loss", "accuracy", "f1_macro"),
@@ -106,22 +112,39 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         ),
         ("adapt.every", adapt.every, adapt.every >= 1, "1 or more", "1"),
         ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),
+        *_augment_rules(recipe.data.augment),
     ]
     return [f"{key} got {value!r}, expected {expected}. Use: {key}={example}" for key, value, fine, expected, example in rules if not fine]
+
+
+def _augment_rules(augment: AugmentRecipe) -> list[tuple[str, float, bool, str, str]]:
+    amounts = {name: getattr(augment, name) for name in ("mixup", "cutmix", "shear", "rotation", "width_shift", "height_shift")}
+    shares = {name: getattr(augment, name) for name in ("zoom", "crop", "brightness", "contrast")}
+    return [
+        *((f"data.augment.{name}", value, value >= 0, "0 or more", "0.1") for name, value in amounts.items()),
+        *((f"data.augment.{name}", value, 0 <= value < 1, "0 or more and below 1", "0.1") for name, value in shares.items()),
+        ("data.augment.cutout", augment.cutout, 0 <= augment.cutout <= 1, "0 to 1", "0.1"),
+    ]
 
 
 def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     train, augment = recipe.train, recipe.data.augment
     found = []
-    needs_validation = [
-        name for name, on in [("early_stopping", train.early_stopping), ("schedule=plateau", train.schedule == "plateau")] if on
+    validated = [
+        ("early_stopping", train.early_stopping),
+        ("schedule=plateau", train.schedule == "plateau"),
+        ("best_by", train.best_by is not None),
     ]
+    needs_validation = [name for name, on in validated if on]
     if needs_validation and "validation" not in data.splits:
         found.append(f"train.{needs_validation[0]} goes by validation results, and the data has no validation split. Use: data.val=0.1")
     if train.best_by is not None and train.best_by not in _EPOCH_METRICS[schema.target]:
         found.append(
             f"train.best_by got {train.best_by!r}, expected one of {', '.join(_EPOCH_METRICS[schema.target])}. Use: train.best_by=loss"
         )
+    for key, value, kind in [("size", recipe.data.size, "image"), ("max_length", recipe.data.max_length, "text")]:
+        if value is not None and schema.task != f"{kind}-classification":
+            found.append(f"data.{key} got {value!r}, which is for {kind}s, and the task is {schema.task!r}. Remove data.{key}")
     if augment.random and schema.task != "image-classification":
         found.append(f"data.augment is for images, and the task is {schema.task!r}. Remove data.augment from the recipe")
     if (augment.mixup or augment.cutmix) and schema.target == "number":
@@ -131,26 +154,64 @@ def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     return found
 
 
-def check(recipe: Recipe, *, progress: bool = True) -> Findings:
-    """Prepare, load and look; every problem is collected instead of raised."""
+def read_data(recipe: Recipe, sources: Collection[str], *, progress: bool = True) -> tuple[Recipe, Dataset, dict[str, Any]]:
+    """The data, the recipe with what prepared data was saved with, and those settings by their dotted keys.
+
+    `frostline prepare photos/ data.size=224 --out P` saves the size: a run on P has it, unless the user sets another
+    (``sources``: the keys that were set) or a recipe made in Python does.
+    """
     from frostline.data.prepare import from_recipe
+
+    usual = Recipe().data
+    data = from_recipe(
+        replace(recipe, data=replace(recipe.data, size=None, max_length=None, augment=usual.augment)), progress=progress
+    )
+    augment = data.recipe.get("augment") or {}
+    saved = {
+        **{f"data.{name}": data.recipe.get(name) for name in ("size", "max_length")},
+        **{f"data.augment.{name}": augment.get(name) for name in asdict(usual.augment)},
+    }
+    filled = {
+        key: value
+        for key, value in saved.items()
+        if value is not None and key not in sources and _value(recipe, key) == _value(Recipe(), key) != value
+    }
+    recipe = recipe.with_values(filled, "prepared data:")
+    data.recipe = {**data.recipe, **{name: asdict(recipe.data)[name] for name in ("size", "max_length", "augment")}}
+    return recipe, data, filled
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), recipe)
+
+
+def check(recipe: Recipe, *, sources: Collection[str] = (), progress: bool = True) -> Findings:
+    """Prepare, load and look; every problem is collected instead of raised. ``sources``: as in :func:`read_data`."""
     from frostline.models.load import from_recipe as load_model
 
     findings = Findings(errors=_room(recipe))
     try:
-        data = from_recipe(recipe, progress=progress)
+        recipe, data, _ = read_data(recipe, sources, progress=progress)
     except FrostlineError as error:
         findings.errors += [str(error), *_of_the_recipe(recipe)]
         return findings
     findings.warnings += data.report.warnings
     findings.errors += conflicts(recipe, data.schema, data)
     try:
-        model = load_model(recipe, data)
+        model = load_model(recipe, data, rebuild=inject)
         findings.rows = rows_as_seen(model, data)
         findings.warnings += _truncation(model, data)
+        _try_learning(model, recipe)
     except FrostlineError as error:
         findings.errors.append(str(error))
     return findings
+
+
+def _try_learning(model: Model, recipe: Recipe) -> None:
+    """Freeze and build the optimiser as a run would; raises what these refuse. Rates do not matter for that."""
+    model = adapt(model, recipe.adapt, seed=recipe.seed)
+    groups = parameter_groups(model, recipe.adapt, lr=1e-3, weight_decay=0.0)
+    build_optimizer(groups, replace(recipe.train, momentum=max(recipe.train.momentum, 0.0)))  # one below 0 is told already
 
 
 def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, Any]]:
@@ -158,7 +219,7 @@ def rows_as_seen(model: Model, data: Dataset, count: int = 3) -> list[dict[str, 
     table = data.splits["train"]
     table = table.take(np.linspace(0, table.num_rows - 1, num=min(count, table.num_rows), dtype=int))
     preprocess = model.card.preprocess
-    source = split_source(table, data.schema, preprocess)
+    source = split_source(table, data.schema, preprocess, max_pixels=data.recipe.get("max_pixels") or 100_000_000)
     rows = []
     for index in range(table.num_rows):
         batch = source.encode(np.array([index]), None)

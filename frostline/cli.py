@@ -118,28 +118,28 @@ def _recipe(options: argparse.Namespace, data: str | None) -> Any:
     return recipe, sources
 
 
-def _data(options: argparse.Namespace, recipe: Any) -> Any:
-    from frostline.data.prepare import from_recipe
-
-    return from_recipe(recipe, progress=not options.quiet)
+def _show_settings(say: Callable[[str], None], recipe: Any, sources: Mapping[str, str]) -> None:
+    for key, source in sources.items():
+        say(f"{key} = {functools.reduce(getattr, key.split('.'), recipe)} ({source})")
 
 
 def _stages(options: argparse.Namespace) -> Any:
     """Recipe → data → model → plan, each said to the user as it comes, the plan itself by the caller."""
-    from frostline.check import refuse_conflicts
+    from frostline.adapt.lora import inject
+    from frostline.check import read_data, refuse_conflicts
     from frostline.models.load import from_recipe as load_model
     from frostline.plan.plan import plan_recipe
 
     recipe, sources = _recipe(options, options.data)
     say = _say(options)
-    for key, source in sources.items():
-        say(f"{key} = {functools.reduce(getattr, key.split('.'), recipe)} ({source})")
+    _show_settings(say, recipe, sources)
     if options.command == "find-lr":
         recipe = dataclasses.replace(recipe, out=None)
-    data = _data(options, recipe)
+    recipe, data, filled = read_data(recipe, sources, progress=not options.quiet)
+    _show_settings(say, recipe, dict.fromkeys(filled, "prepared data"))
     say(f"\n{data}\n")
     refuse_conflicts(recipe, data.schema, data)
-    return plan_recipe(recipe, load_model(recipe, data), data)
+    return plan_recipe(recipe, load_model(recipe, data, rebuild=inject), data)
 
 
 def _refuse_settings(options: argparse.Namespace, why: str) -> None:
@@ -171,20 +171,22 @@ def _init(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     from frostline.check import check
 
-    recipe, _ = _recipe(options, options.data)
-    findings = check(recipe, progress=not options.quiet)
+    recipe, sources = _recipe(options, options.data)
+    findings = check(recipe, sources=sources, progress=not options.quiet)
     _print(options, findings.to_dict(), str(findings))
     return RecipeError.exit_code if findings.errors else 0
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from frostline.data.prepare import from_recipe
+
     recipe, _ = _recipe(options, options.data)
     out = None if options.out is None else Path(options.out)
     if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise RunError(
             f"--out {options.out!r} {'is not empty' if out.is_dir() else 'is a file'}; nothing was written. Choose another folder"
         )
-    data = _data(options, recipe)
+    data = from_recipe(recipe, progress=not options.quiet)
     if out is not None:
         data.save(out)
     text = f"{data}" + (f"\nWrote {out}. Train on it with: frostline train {out}" if out else "")
@@ -240,6 +242,8 @@ def _predict(options: argparse.Namespace) -> None:
         raise RecipeError(
             f"nothing to predict was given, expected files, folders, --text or -. For example: frostline predict {options.folder} FILE"
         )
+    if any(not word.strip() for word in options.inputs):
+        raise DataError("inputs: got an empty word, expected a file or folder. For an empty text itself use: --text ''")
     model = api.load_trained(options.folder)
     inputs = [word for word in options.inputs if word != "-"]
     lines = _standard_input() if "-" in options.inputs else []
@@ -247,12 +251,23 @@ def _predict(options: argparse.Namespace) -> None:
         options.text += lines  # a line is a text, even where a file of that name exists
     else:
         inputs += [line for line in lines if line.strip()]
+    given = {"column": options.column, "encoding": options.encoding}
+    reading = {name: value for name, value in given.items() if value is not None}
     start = time.perf_counter()
-    results = api.predict(model, inputs, batch=options.batch, texts=options.text)
+    results = api.predict(
+        options.folder,
+        [Path(word) for word in inputs],  # a path, unlike a text, is refused where no such file exists
+        model=model, batch=options.batch, texts=options.text, say=_note(options), **reading,
+    )  # fmt: skip
     rate = len(results) / max(time.perf_counter() - start, 1e-9)
     _print(options, {"predictions": results, "rows_per_second": rate}, "\n".join(map(_prediction_line, results)))
     if not options.quiet and not options.json:
         print(f"{len(results)} rows, {rate:.1f} rows/s", file=sys.stderr)
+
+
+def _note(options: argparse.Namespace) -> Callable[[str], None]:
+    """Notes beside results: standard output holds the results alone."""
+    return (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr))
 
 
 def _standard_input() -> list[str]:
@@ -292,12 +307,15 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _show_data(options: argparse.Namespace, path: str) -> None:
-    from frostline.check import Findings, rows_as_seen
+    from frostline.adapt.lora import inject
+    from frostline.check import Findings, read_data, rows_as_seen
     from frostline.models.load import from_recipe as load_model
 
-    recipe, _ = _recipe(options, path)
-    data = _data(options, recipe)
-    rows = rows_as_seen(load_model(recipe, data), data, count=8)
+    recipe, sources = _recipe(options, path)
+    recipe, data, filled = read_data(recipe, sources, progress=not options.quiet)
+    if not options.json:
+        _show_settings(_say(options), recipe, dict.fromkeys(filled, "prepared data"))
+    rows = rows_as_seen(load_model(recipe, data, rebuild=inject), data, count=8)
     _print(options, {"rows": rows, "report": data.report.to_dict()}, f"{data}\n\n{Findings(rows=rows).rows_text()}")
 
 

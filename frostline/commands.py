@@ -36,7 +36,7 @@ _HELP = {
     "  frostline train reviews.csv --task text-classification --model path/to/bert --adapt lora adapt.rank=8\n"
     "  frostline train recipe.yaml train.lr=3e-4 train.epochs=5\n  frostline train --resume runs/vgg",
     "predict": "examples:\n  frostline predict runs/vgg cat.jpg more-photos/\n  frostline predict runs/gru --text '这家店很好'\n"
-    "  cat lines.txt | frostline predict runs/gru - --json",
+    "  frostline predict runs/gru more.csv --column review\n  cat lines.txt | frostline predict runs/gru - --json",
     "plan": "examples:\n  frostline plan photos/ --model efficientnet-lite0\n  frostline plan recipe.yaml plan.cache=off",
     "check": "examples:\n  frostline check photos/\n  frostline check recipe.yaml --json",
     "evaluate": "examples:\n  frostline evaluate runs/vgg\n  frostline evaluate runs/vgg --split validation --json",
@@ -129,6 +129,8 @@ def _run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("folder", metavar="RUN", help="a run's folder or a model's folder")
     sub.add_argument("inputs", nargs="*", metavar="FILE", help="files, folders, a CSV or JSONL; - reads lines from standard input")
     sub.add_argument("--text", action="append", default=[], help="a text itself; may be repeated")
+    sub.add_argument("--column", metavar="NAME", help="a table's column of the text or image path; the run's own, or guessed")
+    sub.add_argument("--encoding", help="text encoding of the files; the run's own, or detected")
     sub.add_argument("--batch", type=int, default=32, help="rows at a time")
     sub = command("show", "Show a run, or `show data DATA`: rows as the model will see them.")
     sub.add_argument("what", nargs="+", metavar="RUN | data DATA")

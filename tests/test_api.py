@@ -198,6 +198,7 @@ class _Own(torch.nn.Module):
 
 def test_a_module_of_ones_own_goes_the_whole_road(digits: Dataset, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file can build it, so it is handed over again wherever it is needed."""
+
     def made() -> Plan:
         torch.manual_seed(0)
         return fl.plan(fl.load(_Own(), task=digits.task, size=8), digits, adapt="full", epochs=2, out="own")
@@ -212,3 +213,17 @@ def test_a_module_of_ones_own_goes_the_whole_road(digits: Dataset, here: Path, m
     report = fl.evaluate(run, model=fl.load(run, module=_Own()))
     assert report.rows == digits.splits["test"].num_rows and (run.folder / "report.html").exists()
     assert set(fl.predict(fl.load(run, module=_Own()), np.zeros((8, 8, 3), dtype=np.uint8))[0]) >= {"label", "probability"}
+
+
+def test_a_plan_is_carried_out_once(texts: Dataset) -> None:
+    plan = fl.plan(fl.load("gru", data=texts, width=16, depth=1), texts, epochs=1, out="once")
+    fl.train(plan, quiet=True)
+    with pytest.raises(RunError, match="carried out already"):
+        fl.train(plan, quiet=True)
+
+
+def test_an_optimiser_that_cannot_be_made_takes_no_folder(digits: Dataset, here: Path) -> None:
+    plan = fl.plan(fl.load("cnn", data=digits, width=16, size=28), digits, adapt="head", optimizer="muon", out="muon")
+    with pytest.raises(RecipeError, match="muon"):
+        fl.train(plan, quiet=True)
+    assert not (here / "muon").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 
 import frostline as fl
 from frostline import api
-from frostline.check import Findings, check, conflicts, refuse_conflicts, rows_as_seen
+from frostline.check import Findings, check, conflicts, read_data, refuse_conflicts, rows_as_seen
 from frostline.data.dataset import Dataset
-from frostline.errors import RecipeError
+from frostline.errors import FrostlineError, RecipeError
 from frostline.recipe import Recipe
 from frostline.train import loop
 from tests.small import IMAGE_OPTIONS, TEXT_OPTIONS
@@ -129,10 +130,22 @@ def test_labels_of_other_targets(number: bool) -> None:
         ("train.checkpoint_every", 0),
         ("adapt.every", 0),
         ("data.workers", -1),
+        ("data.augment.mixup", -1),
+        ("data.augment.cutmix", -1),
+        ("data.augment.shear", -1),
+        ("data.augment.rotation", -5),
+        ("data.augment.width_shift", -0.1),
+        ("data.augment.height_shift", -0.1),
+        ("data.augment.zoom", 1),
+        ("data.augment.crop", 1),
+        ("data.augment.brightness", -0.1),
+        ("data.augment.contrast", 2),
+        ("data.augment.cutout", 1.5),
     ],
 )
-def test_out_of_range(texts: Dataset, key: str, value: float) -> None:
+def test_out_of_range(texts: Dataset, digits: Dataset, key: str, value: float) -> None:
     """Each message names the key, the value, what was expected, and a value that would do."""
+    texts = digits if "augment" in key else texts
     found = conflicts(Recipe().with_values({key: value}), texts.schema, texts)
     assert len(found) == 1
     assert found[0].startswith(f"{key} got {value!r}") or found[0].startswith(f"{key} got {float(value)!r}")
@@ -142,11 +155,75 @@ def test_out_of_range(texts: Dataset, key: str, value: float) -> None:
 
 def test_what_needs_a_validation_split(texts: Dataset) -> None:
     data = dataclasses.replace(texts, splits={"train": texts.splits["train"]})
-    for values in ({"train.early_stopping": 2}, {"train.schedule": "plateau"}):
+    for values in ({"train.early_stopping": 2}, {"train.schedule": "plateau"}, {"train.best_by": "loss"}):
         found = conflicts(Recipe().with_values(values), data.schema, data)
         assert len(found) == 1
         assert "data.val=0.1" in found[0]
         assert conflicts(Recipe().with_values(values), texts.schema, texts) == []
+
+
+def test_what_does_not_apply_to_the_task(texts: Dataset, digits: Dataset) -> None:
+    for data, other, values in ((texts, digits, {"data.size": 32}), (digits, texts, {"data.max_length": 9})):
+        (found,) = conflicts(Recipe().with_values(values), data.schema, data)
+        (key,) = values
+        assert found.startswith(f"{key} got {values[key]}")
+        assert data.schema.task in found
+        assert conflicts(Recipe().with_values(values), other.schema, other) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"adapt": "last 99"}, "got 'last 99'"),
+        ({"adapt": "lora", "adapt.targets": ["nowhere*"]}, "nowhere*"),
+        ({"adapt.lr_decay": -1}, "adapt.lr_decay: got -1"),
+        ({"train.optimizer": "sgd", "train.nesterov": True, "train.momentum": 0}, "train.nesterov"),
+        ({"train.optimizer": "muon", "adapt": "head"}, "got 'muon', but no matrix"),
+    ],
+)
+def test_how_it_will_learn(nothing_else: None, reviews: Path, values: dict[str, Any], part: str) -> None:
+    findings = check(recipe(reviews).with_values(values))
+    assert len(findings.errors) == 1
+    assert part in findings.errors[0]
+    assert len(findings.rows) == 3, "the rows are shown all the same"
+
+
+def test_an_optimiser_without_its_package(nothing_else: None, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lion_pytorch", None)
+    (error,) = check(recipe(reviews, train__optimizer="lion")).errors
+    assert "lion" in error
+
+
+def test_a_momentum_out_of_range_is_told_once(nothing_else: None, reviews: Path) -> None:
+    (error,) = check(recipe(reviews, train__optimizer="sgd", train__momentum=-1)).errors
+    assert error.startswith("train.momentum got -1")
+
+
+def test_what_prepared_data_was_saved_with(digit_folder: Path, tmp_path: Path) -> None:
+    """What the user set stands, be it the default; what the user left open is what the data was prepared with."""
+    augment = {"horizontal_flip": True, "zoom": 0.2}
+    fl.prepare(digit_folder, size=24, augment=augment).save(tmp_path / "数据")
+    base = Recipe().with_values({"data.path": tmp_path / "数据"})
+    settled, data, filled = read_data(base, ())
+    assert filled == {"data.size": 24, "data.augment.horizontal_flip": True, "data.augment.zoom": 0.2}
+    assert (settled.data.size, settled.data.augment.horizontal_flip) == (24, True)
+    assert data.recipe["augment"] == dataclasses.asdict(settled.data.augment)
+    given = base.with_values({"data.size": 32, "data.augment.zoom": 0})
+    settled, data, filled = read_data(given, {"data.size", "data.augment.zoom"})
+    assert filled == {"data.augment.horizontal_flip": True}
+    assert (settled.data.size, settled.data.augment.zoom, data.recipe["size"]) == (32, 0, 32)
+    raw = Recipe().with_values({"data.path": digit_folder, "data.size": 28})
+    settled, data, filled = read_data(raw, {"data.size"})
+    assert (settled, filled, data.recipe["size"]) == (raw, {}, 28)
+
+
+def test_rows_hold_to_the_limit_of_pixels(digit_folder: Path) -> None:
+    data = fl.prepare(digit_folder)
+    model = fl.load("cnn", data=data, size=28, width=16)
+    assert rows_as_seen(model, data)
+    data.recipe["max_pixels"] = 10
+    with pytest.raises(FrostlineError, match="pixels"):
+        rows_as_seen(model, data)
 
 
 def test_a_folder_that_is_taken(texts: Dataset, tmp_path: Path) -> None:

@@ -122,6 +122,7 @@ def test_defects_of_ours_are_not_hidden(command: Command, monkeypatch: pytest.Mo
         (["train", "photos", "--resume", "RUN"], "'photos'"),
         (["predict", "RUN"], "nothing to predict"),
         (["predict", "RUN", "--text", "a", "--batch", "0"], "--batch got 0"),
+        (["predict", "RUN", ""], "an empty word"),
     ],
 )
 def test_nothing_that_is_said_is_ignored(command: Command, words: list[str], part: str) -> None:
@@ -158,6 +159,32 @@ def test_prepare_plan_train_on_prepared_data(command: Command, digit_folder: Pat
     assert found["run"] == str(tmp_path / "run")
     assert found["cost"]["actual"]["seconds"] > 0
     assert "epoch 12/12" in done.err
+
+
+def test_prepared_data_keeps_its_settings(command: Command, digit_folder: Path, tmp_path: Path) -> None:
+    out, small = tmp_path / "准备", ["--model", "cnn", "model.width=16", "train.epochs=1"]
+    assert command("prepare", digit_folder, "data.size=32", "data.augment.horizontal_flip=on", "--out", out).code == 0
+    done = command("train", out, *small, "--out", tmp_path / "run")
+    assert done.code == 0
+    assert "data.size = 32 (prepared data)" in done.out
+    assert "data.augment.horizontal_flip = True (prepared data)" in done.out
+    recipe = Recipe.from_yaml(tmp_path / "run" / "recipe.yaml")
+    assert (recipe.data.size, recipe.data.augment.horizontal_flip) == (32, True)
+    for words in (["check", out], ["show", "data", out]):
+        assert one_object(command(*words, *small, "--json").out)["rows"][0]["shape"][1:] == [32, 32]
+    done = command("plan", out, *small, "data.size=36", "data.augment.horizontal_flip=off")
+    assert "prepared data" not in done.out
+    assert "data.size = 36 (command line)" in done.out
+
+
+def test_a_lora_run_is_the_base_of_another(command: Command, digit_folder: Path, tmp_path: Path) -> None:
+    words = [*IMAGE_OPTIONS, "train.epochs=1", "--adapt", "lora"]
+    assert command("train", digit_folder, *words, "--out", tmp_path / "lora", "--quiet").code == 0
+    again = ["--model", tmp_path / "lora", "train.epochs=1"]
+    assert command("check", digit_folder, *again).code == 0
+    assert command("show", "data", digit_folder, *again).code == 0
+    done = command("train", digit_folder, *again, "--out", tmp_path / "next", "--quiet")
+    assert (done.code, done.err) == (0, "")
 
 
 def test_the_folder_of_a_run(image_run: Path, text_run: Path) -> None:

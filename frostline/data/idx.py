@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from frostline.data.places import place_fault
 from frostline.errors import DataError
 
 _IMAGES = re.compile(r"(?P<stem>.*)images(?P<dot>[-.])idx3-ubyte(\.gz)?", re.DOTALL)
@@ -26,10 +27,20 @@ _PIECE = 1 << 20
 
 
 def idx_pairs(source: Path) -> list[tuple[Path, Path, str | None]]:
-    """(images, labels, split); of a file and its packed twin, the unpacked one."""
+    """(images, labels, split); of a file and its packed twin, the unpacked one.
+
+    Pipes, and links that lead out of the folder, are passed over, beside a file given by its name too (which may be a link).
+    """
     folder = source if source.is_dir() else source.parent
     wanted = None if source.is_dir() else source.name.replace("labels", "images").replace("idx1", "idx3").removesuffix(".gz")
-    names = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+    there = sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+    faults = {
+        name: fault
+        for name in there
+        if name.endswith(("idx3-ubyte", "idx1-ubyte", ".gz"))
+        and (fault := place_fault(folder / name, None if folder / name == source else folder))
+    }
+    names = [name for name in there if name not in faults]
     pairs: dict[str, tuple[Path, Path, str | None]] = {}
     for name in names:
         match = _IMAGES.fullmatch(name)
@@ -39,7 +50,10 @@ def idx_pairs(source: Path) -> list[tuple[Path, Path, str | None]]:
         labels = f"{match['stem']}labels{match['dot']}idx1-ubyte"
         partner = next((folder / option for option in (labels, f"{labels}.gz") if option in names), None)
         if partner is None:
-            raise DataError(f"{str(folder / name)!r} has no labels beside it, expected {labels!r} (or with .gz). Put that file there")
+            found = next((f", which is {faults[option]}" for option in (labels, f"{labels}.gz") if option in faults), "")
+            raise DataError(
+                f"{str(folder / name)!r} has no labels beside it, expected {labels!r} (or with .gz){found}. Put that file there"
+            )
         split = next((split for word, split in _SPLITS.items() if word in match["stem"].casefold()), None)
         pairs[plain] = (folder / name, partner, split)
     if not pairs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from frostline.data.columns import choose_column
@@ -289,7 +290,7 @@ def from_torch_dataset(dataset: Any) -> Raw:
     for row in range(len(dataset)):
         try:
             image, label = dataset[row]
-            pixels = pillow_to_rgb(image) if isinstance(image, Image.Image) else _as_bytes(image, rows=False)
+            pixels = pillow_to_rgb(_upright(image)) if isinstance(image, Image.Image) else _as_bytes(image, rows=False)
         except (OSError, DataError) as error:  # OSError: what Pillow raises inside a dataset on a damaged file
             aside.append(SetAside(origin=f"item {row}", reason=str(error)))
             continue
@@ -303,6 +304,14 @@ def from_torch_dataset(dataset: Any) -> Raw:
         dataset = dataset.dataset
     table = _pixel_table(images, origins, _label_column(labels, getattr(dataset, "classes", None)))
     return Raw(task=_TASK, table=table, set_aside=aside)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says, as the same picture is when it is read from a file."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):  # a damaged block; a wrong tag spoils no pixels
+        return image
 
 
 def _as_bytes(images: Any, rows: bool) -> np.ndarray:

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from frostline.data import text_sources
 from frostline.data.columns import find_column
-from frostline.data.raw import Raw
+from frostline.data.places import place_fault
+from frostline.data.raw import Raw, SetAside
 from frostline.data.tables import TABLE_SUFFIXES, Table, read_table, spell_column
 from frostline.data.text_sources import SPLIT_FOLDERS
 from frostline.errors import DataError
@@ -53,6 +54,8 @@ def read_path(path: Path, recipe: DataRecipe, *, progress: bool = True) -> Raw:
         raise DataError(_missing_path(path))
     if path.is_dir():
         return _read_folder(path, recipe, progress)
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise DataError(f"{str(path)!r} is not a regular file (a pipe or a device), expected a file or a folder. Save its rows as a file")
     if _IDX.search(path.name):
         from frostline.data import image_sources
 
@@ -140,6 +143,8 @@ class _Contents:
     """Directly in the folder."""
     idx: bool = False
     others: list[str] = field(default_factory=list)
+    aside: list[SetAside] = field(default_factory=list)
+    """Tables and IDX files that are links out of the folder, or pipes."""
 
 
 def _look(folder: Path) -> _Contents:
@@ -150,13 +155,16 @@ def _look(folder: Path) -> _Contents:
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 continue
-            if _IDX.search(name) and Path(place) == folder:
+            readable = Path(place) == folder and (_IDX.search(name) or suffix in TABLE_SUFFIXES)
+            if readable and (fault := place_fault(Path(place, name), folder)):
+                found.aside.append(SetAside(origin=str(Path(place, name)), reason=fault))
+            elif readable and _IDX.search(name):
                 found.idx = True
             elif suffix in IMAGE_SUFFIXES:
                 found.images += 1
             elif suffix == ".txt":
                 found.texts += 1
-            elif suffix in TABLE_SUFFIXES and Path(place) == folder:
+            elif readable:
                 found.tables.append(Path(place, name))
             else:
                 found.others.append(os.path.relpath(Path(place, name), folder))
@@ -165,6 +173,13 @@ def _look(folder: Path) -> _Contents:
 
 def _read_folder(folder: Path, recipe: DataRecipe, progress: bool) -> Raw:
     found = _look(folder)
+    raw = _read_found(folder, found, recipe, progress)
+    known = {row.origin for row in raw.set_aside}
+    raw.set_aside = [*raw.set_aside, *(row for row in found.aside if row.origin not in known)]
+    return raw
+
+
+def _read_found(folder: Path, found: _Contents, recipe: DataRecipe, progress: bool) -> Raw:
     if found.idx:
         from frostline.data import image_sources
 
@@ -191,6 +206,11 @@ def _nothing_to_read(folder: Path, found: _Contents, task: str | None) -> str:
     if found.images or found.texts:
         kind = f"{found.images} images and no .txt files" if found.images else f"{found.texts} .txt files and no images"
         return f"{str(folder)!r} holds {kind}, which does not fit data.task={task!r}. Leave data.task out, or give another folder"
+    if found.aside:
+        return (
+            f"{str(folder)!r} holds nothing that can be read; the first of {len(found.aside)} files set aside: {found.aside[0].origin!r}, "
+            f"{found.aside[0].reason}. Put the file itself there, or give its path"
+        )
     if found.others:
         listed = ", ".join(map(repr, found.others[:3]))
         return (

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from frostline.data.columns import choose_column, split_joined
 from frostline.data.encodings import read_text
+from frostline.data.places import place_fault
 from frostline.data.raw import Raw, SetAside
 from frostline.data.tables import Table, spell_column
 from frostline.errors import DataError
@@ -56,18 +57,21 @@ def from_table(table: Table, recipe: DataRecipe) -> Raw:
 
 
 def group_column(table: pa.Table, name: str, where: str) -> pa.Array:
-    """The values of the recipe's group column, as strings."""
+    """The values of the recipe's group column, as strings; a blank one is missing, as it says of no two rows that they belong together."""
     if name not in table.column_names:
         listed = ", ".join(repr(column) for column in table.column_names)
         raise DataError(f"{where}: data.group_column got {name!r}, but the columns are: {listed}. Set data.group_column=NAME")
-    return spell_column(table[name].to_pylist())
+    return spell_column([None if isinstance(value, str) and not value.strip() else value for value in table[name].to_pylist()])
 
 
 def from_folder(folder: Path, recipe: DataRecipe) -> Raw:
     """Rows of ``.txt`` files, in a folder per class or one file per class, below split folders or not."""
     files, aside = _text_files(folder)
     if not files:
-        raise DataError(f"{str(folder)!r} holds no .txt files. Give the folder that holds the class folders, or a table (.csv, .jsonl)")
+        first = f" that can be read; the first set aside: {aside[0].origin!r}, {aside[0].reason}" if aside else ""
+        raise DataError(
+            f"{str(folder)!r} holds no .txt files{first}. Give the folder that holds the class folders, or a table (.csv, .jsonl)"
+        )
     splits = _split_names(files, folder)
     class_folders = any(len(parts) > 1 for _, parts, _ in splits)
     texts, labels, origins, given = [], [], [], []
@@ -114,17 +118,16 @@ def _flat(value: str | list[str] | None) -> str | None:
 
 
 def _text_files(folder: Path) -> tuple[list[tuple[Path, tuple[str, ...]]], list[SetAside]]:
-    """``(file, parts of its path below the folder)`` in a fixed order; hidden names skipped, links that lead outside set aside."""
+    """``(file, parts of its path below the folder)`` in a fixed order; hidden names skipped, links out and pipes set aside."""
     found, aside = [], []
-    root = folder.resolve()
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in sorted(files):
             path = Path(place, name)
             if path.suffix.lower() != ".txt" or name.startswith("."):
                 continue
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                aside.append(SetAside(origin=str(path), reason="a link that leads outside the folder"))
+            if fault := place_fault(path, folder):
+                aside.append(SetAside(origin=str(path), reason=fault))
             else:
                 found.append((path, path.relative_to(folder).parts))
     return found, aside

@@ -53,9 +53,9 @@ _SPLITS = {"train": "train 训练集", "validation": "validation 验证集", "te
 _TILE_ORDER = ("accuracy", "f1_macro", "roc_auc", "calibration_error", "f1_micro", "subset_accuracy", "r2", "rmse", "mae", "mse")
 
 
-def report_html(report: Report, title: str) -> str:
-    """The whole page."""
-    sections = "".join(section(report) for section in _SECTIONS)
+def report_html(report: Report, title: str, *, max_pixels: int = 100_000_000) -> str:
+    """The whole page; an image of more than ``max_pixels`` gets no picture."""
+    sections = "".join(section(report, max_pixels) if section is _mistakes else section(report) for section in _SECTIONS)
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -157,11 +157,11 @@ def _points(report: Report) -> str:
     return _section("Predicted against true 预测值与真实值", _figure("", charts.scatter(report.points))) if report.points else ""
 
 
-def _mistakes(report: Report) -> str:
+def _mistakes(report: Report, max_pixels: int) -> str:
     if not report.mistakes:
         return ""
     pictures = report.task == "image-classification"
-    cards = "".join(_mistake(one, thumbnail(one["origin"]) if pictures else None) for one in report.mistakes)
+    cards = "".join(_mistake(one, thumbnail(one["origin"], max_pixels) if pictures else None) for one in report.mistakes)
     title = "Largest errors 误差最大的样本" if report.target == "number" else "Most confident errors 最有把握的错误"
     return _section(title, f'<div class="cards{" wide" if not pictures else ""}">{cards}</div>')
 
@@ -186,7 +186,7 @@ def _cost(report: Report) -> str:
     return _section("Predicted against actual cost 预测与实际开销", _table(headers, rows) if rows else "")
 
 
-_SECTIONS: tuple[Callable[[Report], str], ...] = (
+_SECTIONS: tuple[Callable[..., str], ...] = (
     _tiles,
     _curves,
     _metrics,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from frostline.data.columns import choose_column, split_joined
@@ -27,6 +27,7 @@ from frostline.data.tables import TABLE_SUFFIXES, read_table, spell_column
 from frostline.data.text_encoder import encode_texts
 from frostline.errors import DataError
 from frostline.models.model import Model, evaluating, logits_of
+from frostline.progress import say_nothing
 from frostline.tasks import get_task
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -47,24 +48,40 @@ class Item:
     """Why it cannot be read, where that is known before decoding."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files are read."""
+
+    column: str | None = None
+    """The column of a table that is predicted; guessed and noted when not given."""
+    usual_column: str | None = None
+    """The column that the run was trained on: taken in place of a guess where the table has it."""
+    encoding: str | None = None
+    """Of tables and text files; detected when not given."""
+    max_pixels: int = 100_000_000
+    """Larger images are not read."""
+    say: Callable[[str], None] = say_nothing
+    """Where notes of what was guessed go."""
+
+
 def predict(
-    model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, max_pixels: int = 100_000_000
+    model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, **reading: Any
 ) -> list[dict[str, Any]]:
     """One dict per row, in order: ``{"input", "label", "probability", "probabilities"}``, or ``{"input", "error"}``.
 
     ``inputs``: one or a list of paths (a file, a folder, a CSV, JSONL or Parquet), arrays (uint8), Pillow images, or texts.
     ``texts`` are taken as they are, even where a file of that name exists. ``label`` is a name, for several labels a list, or
-    a number. Raises DataError where nothing of an input can be read.
+    a number. ``reading``: the fields of :class:`Reading`. Raises DataError where nothing of an input can be read.
     """
-    schema = model.card.schema
-    items = [item for one in _listed(inputs) for item in _expand(one, schema)]
+    schema, how = model.card.schema, Reading(**reading)
+    items = [item for one in _listed(inputs) for item in _expand(one, schema, how)]
     literal = [texts] if isinstance(texts, str) else list(texts)
     if literal and schema.task != "text-classification":
         raise DataError(
             f"texts: {literal[0]!r} was given to a model for {schema.task}, expected images. Give their paths instead of --text"
         )
     items += [Item(name=text, source=text) for text in literal]
-    encode = _encoder(model, max_pixels)
+    encode = _encoder(model, how.max_pixels)
     # Texts of like length meet in one batch, so that little is padded.
     order = sorted(range(len(items)), key=lambda row: len(items[row].source or "") if schema.task == "text-classification" else 0)
     results: dict[int, dict[str, Any]] = {}
@@ -90,7 +107,7 @@ def expand_inputs(inputs: Sequence[str], schema: Schema) -> list[Item]:
 
     Raises DataError for a path that does not exist, a folder without anything to predict, and a table without the column.
     """
-    return [item for one in inputs for item in _expand(one, schema)]
+    return [item for one in inputs for item in _expand(one, schema, Reading())]
 
 
 def _listed(inputs: Any) -> list[Any]:
@@ -101,7 +118,7 @@ def _listed(inputs: Any) -> list[Any]:
     return list(inputs)
 
 
-def _expand(one: Any, schema: Schema) -> list[Item]:
+def _expand(one: Any, schema: Schema, how: Reading) -> list[Item]:
     images = schema.task == "image-classification"
     if isinstance(one, Image.Image):
         return [_pixels_of(one)]
@@ -115,13 +132,14 @@ def _expand(one: Any, schema: Schema) -> list[Item]:
     # An empty line would name the current folder.
     if not str(one).strip() or not _exists(path):
         if images or isinstance(one, os.PathLike):
-            raise DataError(f"inputs: {str(one)!r} does not exist, expected a file or folder. Look for it with: ls {path.parent}")
+            advice = f"Look for it with: ls {path.parent}" if images else "Check its name, or give a text itself with --text"
+            raise DataError(f"inputs: {str(one)!r} does not exist, expected a file or folder. {advice}")
         return [Item(name=str(one), source=str(one))]
     if path.is_dir():
-        return _from_folder(path, images)
+        return _from_folder(path, images, how.encoding)
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return _from_table(path, images)
-    return [Item(name=str(one), source=str(one)) if images else _text_file(path)]
+        return _from_table(path, images, how)
+    return [Item(name=str(one), source=str(one)) if images else _text_file(path, how.encoding)]
 
 
 def _exists(path: Path) -> bool:
@@ -135,19 +153,19 @@ def _exists(path: Path) -> bool:
 def _pixels_of(image: Image.Image) -> Item:
     name = str(getattr(image, "filename", "") or f"image {image.size}")
     try:
-        return Item(name=name, source=pillow_to_rgb(image))
+        return Item(name=name, source=pillow_to_rgb(ImageOps.exif_transpose(image)))  # upright, as a file is read
     except (DataError, OSError) as error:
         return Item(name=name, source=None, error=str(error))
 
 
-def _text_file(path: Path) -> Item:
+def _text_file(path: Path, encoding: str | None) -> Item:
     try:
-        return Item(name=str(path), source=read_text(path, None)[0].strip())
+        return Item(name=str(path), source=read_text(path, encoding)[0].strip())
     except DataError as error:
-        return Item(name=str(path), source=None, error=str(error))
+        return Item(name=str(path), source=None, error=_with_flags(str(error)))
 
 
-def _from_folder(folder: Path, images: bool) -> list[Item]:
+def _from_folder(folder: Path, images: bool, encoding: str | None) -> list[Item]:
     suffixes = IMAGE_SUFFIXES if images else (".txt",)
     root = folder.resolve()
     found = [
@@ -162,17 +180,22 @@ def _from_folder(folder: Path, images: bool) -> list[Item]:
         raise DataError(
             f"inputs: the folder {str(folder)!r} holds no file to predict, expected {', '.join(suffixes)}. Give another folder or a file"
         )
-    return [Item(name=str(path), source=str(path)) if images else _text_file(path) for path in found]
+    return [Item(name=str(path), source=str(path)) if images else _text_file(path, encoding) for path in found]
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _from_table(path: Path, images: bool) -> list[Item]:
-    table = read_table(path)
-    names = table.table.column_names
-    column = names[0] if len(names) == 1 else choose_column(names, "image" if images else "text", None, str(path))[0]
+def _from_table(path: Path, images: bool, how: Reading) -> list[Item]:
+    try:
+        table = read_table(path, how.encoding)
+        names = table.table.column_names
+        column, notes = _choose(names, images, how, str(path))
+    except DataError as error:
+        raise DataError(_with_flags(str(error))) from error
+    for note in [*table.notes, *notes]:
+        how.say(_with_flags(note))
     parts = [spell_column(table.table[name].to_pylist()).to_pylist() for name in split_joined(names, column)]
     values = [" ".join(str(part) for part in row if part) for row in zip(*parts, strict=True)]
     items = [
@@ -180,6 +203,24 @@ def _from_table(path: Path, images: bool) -> list[Item]:
         for value, origin in zip(values, table.origins)
     ]
     return items + [Item(name=row.origin, source=None, error=row.reason) for row in table.set_aside]
+
+
+def _choose(names: list[str], images: bool, how: Reading, where: str) -> tuple[str, list[str]]:
+    """The column that was asked for, else the run's own, else the only one, else a guess with its note."""
+    if how.column is None:
+        usual = how.usual_column
+        if usual is not None and all(part in names for part in ([usual] if images else split_joined(names, usual))):
+            return usual, []
+        if len(names) == 1:
+            return names[0], []
+    return choose_column(names, "image" if images else "text", how.column, where)
+
+
+def _with_flags(message: str) -> str:
+    """What the stages of data say of a recipe's keys, by the names that prediction has for them."""
+    for key, flag in (("data.input_column", "--column"), ("data.encoding", "--encoding")):
+        message = message.replace(f"{key}=", f"{flag} ").replace(key, flag)
+    return message
 
 
 def _named_image(name: str, folder: Path, origin: str) -> Item:

@@ -12,15 +12,14 @@ from frostline.data.images import decode_image
 from frostline.errors import DataError
 
 _SIDE = 128
-_MOST_PIXELS = 100_000_000
 
 
-def thumbnail(path: str) -> str | None:
+def thumbnail(path: str, max_pixels: int = 100_000_000) -> str | None:
     """``data:image/jpeg;base64,…`` of an image file; None where there is no such file any more, or it cannot be decoded."""
     if not os.path.isfile(path):
         return None
     try:
-        image = Image.fromarray(decode_image(path, max_pixels=_MOST_PIXELS, target=_SIDE))
+        image = Image.fromarray(decode_image(path, max_pixels=max_pixels, target=_SIDE))
     except DataError:
         return None
     image.thumbnail((_SIDE, _SIDE))

@@ -23,7 +23,7 @@ from frostline.data.dataset import Schema
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.errors import ModelError
 from frostline.models import hf_module
-from frostline.models.card import load_tokenizer, read_json
+from frostline.models.card import card_from_dict, load_tokenizer, read_json
 from frostline.models.image_processor import read_image_preprocess
 from frostline.models.model import Card, Model
 from frostline.models.parts import find_blocks
@@ -72,7 +72,7 @@ def from_folder_or_hub(name: str, schema: Schema, options: HeadOptions | None = 
     module, head = (_with_new_head if options.head or options.pool else _with_own_head)(arguments, schema, state, folder)
     preprocess: ImagePreprocess | TextPreprocess
     if schema.task == "image-classification":
-        preprocess = _image_preprocess(folder, module, options.size)
+        preprocess = _image_preprocess(folder, original, module, options.size)
     else:
         preprocess = _text_preprocess(folder, module, options.max_length)
     source = f"{name} (the code beside it was not used)" if "auto_map" in original else name
@@ -253,8 +253,10 @@ def _new_poolers(info: dict[str, Any], prefix: str, folder: Path) -> list[str]:
     return list(poolers)
 
 
-def _image_preprocess(folder: Path, module: nn.Module, size: int | None) -> ImagePreprocess:
-    preprocess = read_image_preprocess(folder)
+def _image_preprocess(folder: Path, original: dict[str, Any], module: nn.Module, size: int | None) -> ImagePreprocess:
+    # A folder that frostline wrote has it in its card, whole: the processor's file cannot say everything (the order bgr).
+    saved = card_from_dict(original["frostline"], folder).card.preprocess if "frostline" in original else None
+    preprocess = saved if isinstance(saved, ImagePreprocess) else read_image_preprocess(folder)
     if size is None or size == preprocess.size:
         return preprocess
     try:

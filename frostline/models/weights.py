@@ -6,7 +6,8 @@ A weight file from elsewhere can attack in three ways, and each is met before it
   asks for more is refused. A pickle is only read where the name says so (.pth, .pt, .bin): the content's first bytes and
   the extension have to agree, so a pickle that calls itself .safetensors never reaches an unpickler.
 - **Size.** Every length in a header is checked against the size of the file before memory is taken: safetensors headers,
-  zip directories (PyTorch never compresses, so a compressed entry is not its work), HDF5 datasets.
+  zip directories (PyTorch never compresses, so a compressed entry is not its work), HDF5 datasets. A PyTorch tensor is a view
+  (shape and strides) of a storage: one that repeats its storage (stride 0) would be copied to any size, and is refused.
 - **Places.** HDF5 can refer to other files (external links, external storage, virtual datasets, soft links); every
   object is reached by hard links only, and names inside a file never become paths.
 
@@ -47,6 +48,7 @@ ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
+_VIEW_SLACK = 1 << 20
 MOST_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit."""
 
@@ -178,11 +180,26 @@ def _read_torch(path: Path, zipped: bool) -> dict[str, torch.Tensor]:
     odd = next((name for name, value in tensors.items() if value.layout != torch.strided or value.is_quantized or value.is_meta), None)
     if odd is not None:
         raise ModelError(f"{path}: tensor {odd!r} is sparse, quantised or empty of data, expected plain tensors")
+    _check_views(path, tensors)
     if not tensors:
         raise ModelError(f"{path}: holds no tensors under {[str(name)[:40] for name in list(content)[:5]]!r}, expected a dict of tensors")
     if all(name.startswith("module.") for name in tensors):  # written by nn.DataParallel
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def _check_views(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """That the tensors are no larger than what the file stores, one by one and (tied weights count twice) together."""
+    total, size = 0, path.stat().st_size
+    for name, value in tensors.items():
+        claimed, stored = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+        total += claimed
+        if claimed > stored or total > 2 * size + _VIEW_SLACK:
+            what = f"takes {claimed} bytes, {stored} are stored" if claimed > stored else f"makes it {total} bytes, the file has {size}"
+            raise ModelError(
+                f"{path}: tensor {name!r} of shape {tuple(value.shape)} {what}: it repeats its values; refused. "
+                "Write plain tensors: torch.save({name: value.clone() for name, value in model.state_dict().items()}, FILE)"
+            )
 
 
 def _check_zip(path: Path) -> None:

@@ -33,6 +33,8 @@ class Work:
     """Numbers that learn."""
     optimizer: str
     ema: bool
+    workers: int = 1
+    """Threads that read and encode."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
         "validation": work.epochs * work.validation_rows / work.batch * probe.forward,
     }
     passes = work.epochs if stored_bytes is None else 1
-    parts["read and encode"] = passes * rows * probe.encode_row / machine.cores
+    parts["read and encode"] = passes * rows * probe.encode_row / max(1, min(work.workers, machine.cores))
     parts["frozen prefix"] = passes * rows * probe.prefix_row
     if stored_bytes is not None:
         parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)

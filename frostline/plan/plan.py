@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from frostline.adapt.apply import adapt, resolve_method
+from frostline.adapt.freeze import is_frozen
+from frostline.adapt.gradual import thaw
 from frostline.adapt.groups import default_lr
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
@@ -42,6 +45,8 @@ class Plan:
     predicted: Cost
     parameters: dict[str, int] = field(default_factory=dict)
     """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations."""
+    carried_out: bool = False
+    """Set by ``train``: the model is trained then, and the same plan would not give the same run again."""
 
     def decision(self, what: str) -> bool:
         """Whether a pass is on."""
@@ -115,7 +120,28 @@ def plan_options(model: Model, data: Dataset, options: dict[str, Any]) -> Recipe
     made, loaded = DataRecipe(**_data_recipe(data)), model.recipe.data
     augment = dataclasses.replace(made.augment, rescale=loaded.augment.rescale)
     both = dataclasses.replace(made, size=loaded.size, max_length=loaded.max_length, augment=augment)
+    _refuse_what_was_settled(made, model, options)
     return dataclasses.replace(model.recipe, data=both).with_values(_dotted(options))
+
+
+def _refuse_what_was_settled(made: DataRecipe, model: Model, options: dict[str, Any]) -> None:
+    """What the model was loaded with cannot be changed by a plan; a recipe that said otherwise would not give the same run again."""
+    loaded = model.recipe
+    if options.get("seed", loaded.seed) != loaded.seed:
+        raise RecipeError(
+            f"seed got {options['seed']!r}, but the model was loaded with {loaded.seed!r}. Use: fl.load(…, seed={options['seed']!r})"
+        )
+    if late := next((key for key in options if key.startswith("model")), None):
+        raise RecipeError(f"{late} got {options[late]!r}, but the model is loaded already. Give it to fl.load")
+    wanted = {"size": made.size, "max_length": made.max_length, "rescale": made.augment.rescale}
+    has = {"size": loaded.data.size, "max_length": loaded.data.max_length, "rescale": loaded.data.augment.rescale}
+    preprocess = model.card.preprocess
+    for name, value in wanted.items():
+        if value is not None and value not in (has[name], getattr(preprocess, "scale" if name == "rescale" else name, None)):
+            raise RecipeError(
+                f"{name} got {value!r} in fl.prepare, but the model was loaded without it. "
+                f"Use: fl.load(…, data=data), or fl.load(…, {name}={value!r})"
+            )
 
 
 def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decision] | None = None) -> Plan:
@@ -132,6 +158,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if forced is not None:
         return _resumed(recipe, model, data, task, options, execution, forced)
 
+    _refuse_single_rows(recipe, model, data)
+    thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
     here = machine()
     decisions = [decision for decision in [channels_last.propose(recipe, execution), precision.propose(recipe, here)] if decision]
     execution.precision = "bf16" if decisions[-1].on else "fp32"
@@ -145,9 +173,11 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         execution.line = None
     parts = predict_seconds(work, measured, here, stored_bytes=stored)
     peak = predict_peak_bytes(work, measured, resident_bytes(), execution.workers, stored_bytes=stored)
-    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=(stored or 0) + _run_bytes(model, work), parts=parts)
+    disk = (stored or 0) + _run_bytes(recipe, model, data, work)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted)
     parameters = _count(model, work, measured.saved_bytes, line.names if line else [])
+    thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
         decisions=[caching, *decisions], predicted=predicted, parameters=parameters,
@@ -209,7 +239,7 @@ def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSour
 
 def _loss_options(recipe: Recipe, data: Dataset, source: SplitSource) -> LossOptions:
     weights = None
-    if recipe.train.class_weights == "balanced" and data.schema.target == "class":
+    if recipe.train.class_weights == "balanced" and data.schema.target != "number":
         weights = balanced_weights(source.labels, data.schema.outputs)
     return LossOptions(recipe=recipe.train, schema=data.schema, class_weights=weights)
 
@@ -229,13 +259,16 @@ def _work(recipe: Recipe, model: Model, data: Dataset) -> Work:
         learning=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
         optimizer=recipe.train.optimizer,
         ema=recipe.train.ema is not None,
+        workers=_workers(recipe),
     )
 
 
-def _run_bytes(model: Model, work: Work) -> int:
-    """The run's folder: the saved model, and two checkpoints of what learns with its optimiser state."""
+def _run_bytes(recipe: Recipe, model: Model, data: Dataset, work: Work) -> int:
+    """The run's folder: the rows, the saved model, and two checkpoints (last and best) with the optimiser's state."""
     weights = sum(t.nbytes for t in model.module.state_dict().values())
-    return weights + 2 * work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
+    kept = weights if recipe.adapt.method == "gradual" else work.learning * 4
+    state = work.learning * 4 * (STATE_TENSORS[work.optimizer] + work.ema)
+    return sum(table.nbytes for table in data.splits.values()) + weights + 2 * (kept + state)
 
 
 def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dict[str, int]:
@@ -250,6 +283,18 @@ def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dic
         "optimizer_bytes": work.learning * 4 * STATE_TENSORS[work.optimizer],
         "activations_bytes": saved_bytes,
     }
+
+
+def _refuse_single_rows(recipe: Recipe, model: Model, data: Dataset) -> None:
+    """Batch norm over rows needs two of them; torch would say so in the middle of the first epoch."""
+    rows, batch = data.splits["train"].num_rows, recipe.train.batch
+    normed = [name for name, part in model.module.named_modules() if isinstance(part, nn.BatchNorm1d) and not is_frozen(part)]
+    if normed and min(rows, batch) > 0 and (batch == 1 or rows % batch == 1):
+        raise RecipeError(
+            f"train.batch got {batch!r}: of {rows} training rows the last batch would hold one, "
+            f"and the batch norm {normed[0]!r} needs two. "
+            f"Use: train.batch={batch + 1 if rows % (batch + 1) != 1 else batch + 2}"
+        )
 
 
 def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frostline.data.loader import Batch
+from frostline.data.encode import SplitSource
+from frostline.data.loader import Batch, epoch_batches
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import best_seconds
@@ -53,7 +54,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     module = execution.model.module
     module.train()
     start = time.perf_counter()
-    few = source.encode(_spread(source.rows, min(3, source.rows)), None)
+    few = source.encode(_spread(source.rows, min(3, source.rows)), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
         line = execution.find_line(few.inputs) if source.rows >= 2 else None
@@ -66,14 +67,15 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
         scale = batch / len(sample.labels)
-        saved = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
+        width = _padding(source, batch) / sample.inputs["attention_mask"].shape[1] if source.lengths is not None else 1.0
+        saved, fixed = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
         result = Probe(
             batch=batch,
             encode_row=encode_row,
-            prefix_row=prefix_row,
-            step=scale * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
-            forward=scale * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
-            saved_bytes=int(scale * saved),
+            prefix_row=width * prefix_row,
+            step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
+            forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
+            saved_bytes=int(scale * saved) + fixed,
             transient_bytes=int(batch * _transient_bytes(module, few) / len(few.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
@@ -95,7 +97,7 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
     row = (time.perf_counter() - start) / len(few.rows)
     affordable = int(_SECONDS / (4 * row + encode_row + 1e-9))
     source = execution.sources["train"]
-    return source.encode(_spread(source.rows, max(1, min(batch, affordable, source.rows))), None)
+    return source.encode(_spread(source.rows, min(source.rows, max(2, min(batch, affordable)))), None)
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:
@@ -111,21 +113,34 @@ def _forward(execution: Execution, batch: Batch) -> None:
         execution.forward(batch)
 
 
-def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> int:
-    """Bytes of the distinct storages that autograd keeps, parameters left out."""
+def _padding(source: SplitSource, batch: int) -> float:
+    """Tokens a row, padding included, in the batches of an epoch: texts of like length meet, so it is less than the longest."""
+    assert source.lengths is not None, "only texts are padded"
+    batches = epoch_batches(source.rows, batch, 0, 0, source.lengths)
+    return sum(len(rows) * int(source.lengths[rows].max()) for rows in batches) / source.rows
+
+
+def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int, int]:
+    """Bytes of the distinct storages that autograd keeps: those that grow with the rows, and casts of weights, which do not.
+
+    Parameters themselves are left out.
+    """
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    shapes = {shape for p in module.parameters() for shape in (tuple(p.shape), tuple(reversed(p.shape)))}
     kept: dict[int, int] = {}
+    casts: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+            group = casts if tuple(tensor.shape) in shapes and tensor.dtype != torch.float32 else kept
+            group[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
     del result
-    return sum(kept.values())
+    return sum(kept.values()), sum(casts.values())
 
 
 def _transient_bytes(module: nn.Module, batch: Batch) -> int:

@@ -79,8 +79,10 @@ class PrefixStore:
         write_atomically(self.folder / "sums.bin", self.sums.numpy().tobytes())
         write_atomically(self.folder / "manifest.json", json.dumps({**description, "version": VERSION}).encode())
         final = self.folder.parent / self.folder.name.partition(".")[0]
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(self.folder, final)
+        try:
+            os.replace(self.folder, final)
+        except OSError:  # another process made the same store meanwhile: the mappings stay good, the files are not needed twice
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder, self.complete = final, True
 
     def discard(self) -> None:

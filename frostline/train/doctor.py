@@ -21,8 +21,8 @@ def stop_without_labels(step: int) -> TrainingStopped:
     )
 
 
-def diagnose(plan: Plan, batch: Batch, loss: float, step: int, kept: str) -> TrainingStopped:
-    """The error for a loss that is not finite: the first module that goes wrong and the likely cause."""
+def diagnose(plan: Plan, batch: Batch, value: float, step: int, kept: str, what: str = "loss") -> TrainingStopped:
+    """The error for a loss or gradient that is not finite: the first module that goes wrong and the likely cause."""
     execution, module, lr = plan.execution, plan.model.module, plan.recipe.train.lr
     assert lr is not None, "the plan settles the learning rate"
     if batch.border is not None:  # what was stored tells nothing of where it went wrong: look at the whole network
@@ -40,10 +40,9 @@ def diagnose(plan: Plan, batch: Batch, loss: float, step: int, kept: str) -> Tra
     elif first is not None:
         cause = f"{first!r} is the first module whose output is not finite. Try train.lr={lr / 10:g}, train.clip=1 or train.precision=fp32"
     else:
-        cause = (
-            f"every module's output is finite, so the loss itself overflows. Try train.lr={lr / 10:g} and check the labels: frostline check"
-        )
-    return TrainingStopped(f"step {step}: the loss is {loss!r}, expected a finite number; {cause}. {kept}")
+        cause = f"every module's output is finite, so the {what} itself overflows. "
+        cause += f"Try train.lr={lr / 10:g} and check the labels: frostline check"
+    return TrainingStopped(f"step {step}: the {what} is {value!r}, expected a finite number; {cause}. {kept}")
 
 
 def _first_not_finite(execution: Execution, batch: Batch) -> str | None:

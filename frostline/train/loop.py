@@ -7,6 +7,7 @@ that accumulating equals one large batch (law 1). Before each forward pass the r
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -162,24 +163,31 @@ def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: G
         raise stop_without_labels(state.counters.step + 1)
     if watch is not None:
         watch.look()
-    _update(state, sums["count"])
+    norm = _update(state, sums["count"])
+    if not math.isfinite(norm):
+        raise diagnose(plan, group[-1], norm, state.counters.step + 1, kept, what="norm of the gradient")
     return sums
 
 
-def _update(state: State, count: float) -> None:
+def _update(state: State, count: float) -> float:
+    """Divide, clip and take the step; returns the gradient's norm. Where it is not finite, the weights are left as they are."""
     recipe, counters = state.plan.recipe.train, state.counters
     set_rate(state.optimizer, learning_rate(recipe, counters.step, state.total_steps, state.plateau.multiplier))
     parameters = [p for group in state.optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in parameters]
     torch._foreach_div_(gradients, count)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not norm.isfinite():
+        return float(norm)
     if recipe.clip is not None:
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        torch.nn.utils.clip_grads_with_norm_(parameters, recipe.clip, norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     counters.step += 1
     counters.step_in_epoch += 1
     if state.ema is not None:
         state.ema.update()
+    return float(norm)
 
 
 def _validate(state: State) -> dict[str, float]:

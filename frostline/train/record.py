@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from frostline.adapt.lora import inject
 from frostline.errors import RunError
@@ -135,7 +136,11 @@ class Recorder:
         counters = state.counters
         best = self.folder / f"step-{counters.best_step or counters.step:08d}"
         _, tensors, _ = load_checkpoint(best)
-        copy_into(self.plan.model.module, {**tensors["learning"], **tensors.get("ema", {})}, everything=self.everything)
+        copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
+        averages, parameters = tensors.get("ema", {}), dict(self.plan.model.module.named_parameters())
+        with torch.no_grad():  # after, not merged into, the others: a tied weight stands there under another name as well
+            for name, average in averages.items():
+                parameters[name].copy_(average)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=inject)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}

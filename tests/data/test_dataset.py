@@ -24,7 +24,7 @@ def texts_of(rows, target="class", labels=("好", "坏"), **recipe):
 
 
 DATASETS = {
-    "class": lambda: texts_of([("很好 a", 0), ("", 1), ("c\n\"d\"", 0)], val=0.2),
+    "class": lambda: texts_of([("很好 a", 0), ("", 1), ('c\n"d"', 0)], val=0.2),
     "multi-label": lambda: texts_of([("a", [0, 1]), ("b", [])], "multi-label"),
     "number": lambda: texts_of([("a", 0.1), ("b", -2.0)], "number", ()),
 }

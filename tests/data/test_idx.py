@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -115,3 +116,24 @@ def test_pairs_that_do_not_fit(tmp_path: Path) -> None:
         from_idx(tmp_path, RECIPE)
     with pytest.raises(DataError, match="holds no IDX images"):
         from_idx(tmp_path / "none", RECIPE)
+
+
+def test_a_partner_that_leads_outside_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    outside = write(tmp_path, "labels", idx_bytes(np.arange(6, dtype=np.uint8)), False)
+    images = write(tmp_path, "images", idx_bytes(IMAGES), False)
+    (folder / "train-images-idx3-ubyte").symlink_to(images)
+    (folder / "train-labels-idx1-ubyte").symlink_to(outside)
+    given = folder / "train-images-idx3-ubyte"
+    with pytest.raises(DataError, match=r"has no labels beside it, .* which is a link that leads outside the folder\. Put"):
+        from_idx(given, RECIPE)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    os.mkfifo(folder / "train-labels-idx1-ubyte")
+    with pytest.raises(DataError, match=r"has no labels beside it, .* which is not a regular file"):
+        from_idx(given, RECIPE)
+    (folder / "train-labels-idx1-ubyte").unlink()
+    write(folder, "train-labels-idx1-ubyte", outside.read_bytes(), False)
+    assert from_idx(given, RECIPE).table.num_rows == 6  # the file that was named may be a link
+    with pytest.raises(DataError, match=r"holds no IDX images"):
+        from_idx(folder, RECIPE)

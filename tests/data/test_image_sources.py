@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from frostline.data.image_sources import from_arrays, from_folder, from_table, from_torch_dataset
-from frostline.data.images import read_block, read_pixels
+from frostline.data.images import decode_image, read_block, read_pixels
 from frostline.data.raw import Raw
 from frostline.errors import DataError
 from frostline.recipe import DataRecipe
@@ -287,3 +287,24 @@ def test_torch_datasets(tmp_path: Path) -> None:
     assert raw.table["id"].to_pylist()[0] == from_arrays(IMAGES[:1], [0]).table["id"].to_pylist()[0]
     with pytest.raises(DataError, match=r"the dataset gave no image \(1 items set aside; the first: broken\)"):
         from_torch_dataset(Pairs([(OSError("broken"), 0)]))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_torch_datasets_picture_is_upright_as_a_files_is(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, row):
+            return Image.open(path), 0
+
+    table = from_torch_dataset(Pictures()).table
+    expected = decode_image(str(path), max_pixels=1000)
+    assert (table["height"][0].as_py(), table["width"][0].as_py()) == expected.shape[:2] == ((6, 4) if orientation >= 5 else (4, 6))
+    assert table["pixels"][0].as_py() == expected.tobytes()

@@ -1,6 +1,8 @@
 """Which reader a path gets, and one paragraph for each path that none can read."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -169,3 +171,36 @@ def test_a_pickle_under_any_name_is_refused_and_not_run(tmp_path, suffix):
         assert raw.table.num_rows == 0 and "pickle" in json.dumps([row.reason for row in raw.set_aside])
         raise DataError("set aside")
     assert not (tmp_path / "ran").exists()
+
+
+def test_links_out_of_the_folder_and_pipes_are_set_aside(tmp_path):
+    outside = write(tmp_path / "outside.csv", CSV)
+    folder = tmp_path / "data"
+    write(folder / "rows.csv", CSV)
+    (folder / "linked.csv").symlink_to(outside)
+    (folder / "within.jsonl").symlink_to(folder / "nothing.jsonl")
+    os.mkfifo(folder / "pipe.csv")
+    os.mkfifo(folder / "train-images-idx3-ubyte")
+    raw = read_path(folder, DataRecipe())
+    assert raw.table["text"].to_pylist() == ["good", "bad"]
+    assert {(Path(row.origin).name, row.reason) for row in raw.set_aside} == {
+        ("linked.csv", "a link that leads outside the folder"),
+        ("within.jsonl", "a link to nothing"),
+        ("pipe.csv", "not a regular file"),
+        ("train-images-idx3-ubyte", "not a regular file"),
+    }
+    (folder / "rows.csv").unlink()
+    with pytest.raises(DataError, match=r"holds nothing that can be read; the first of 4 files set aside: '.*linked\.csv', a link that"):
+        read_path(folder, DataRecipe())
+
+
+def test_a_path_that_was_given_may_be_a_link_but_no_pipe(tmp_path):
+    write(tmp_path / "elsewhere" / "rows.csv", CSV)
+    (tmp_path / "data").mkdir()
+    link = tmp_path / "data" / "link.csv"
+    link.symlink_to(tmp_path / "elsewhere" / "rows.csv")
+    assert read_path(link, DataRecipe()).table.num_rows == 2
+    for name in ("pipe.csv", "train-images-idx3-ubyte"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=rf"{name}' is not a regular file \(a pipe or a device\), expected a file or a folder"):
+            read_path(tmp_path / name, DataRecipe())

@@ -1,5 +1,7 @@
 """Texts from tables and folders: layouts, splits, labels, ids, and what is set aside."""
 
+import os
+
 import pytest
 
 from frostline.data.tables import read_table
@@ -111,3 +113,19 @@ def test_links_out_of_the_folder_are_not_read(tmp_path):
 def test_no_text_files(tmp_path):
     with pytest.raises(DataError, match=r"holds no \.txt files"):
         from_folder(tmp_path, DataRecipe())
+
+
+def test_pipes_and_links_that_lead_outside_are_set_aside(tmp_path):
+    outside = tree(tmp_path, {"secret.txt": "secret"}) / "secret.txt"
+    folder = tree(tmp_path / "data", {"pos/a.txt": "good", "neg/b.txt": "bad"})
+    os.mkfifo(folder / "pos" / "pipe.txt")
+    (folder / "neg" / "link.txt").symlink_to(outside)
+    raw = from_folder(folder, DataRecipe())
+    assert sorted(raw.table["text"].to_pylist()) == ["bad", "good"]
+    assert [row.reason for row in raw.set_aside] == ["a link that leads outside the folder", "not a regular file"]
+
+
+def test_a_blank_group_is_no_group(tmp_path):
+    tree(tmp_path, {"a.csv": "text,label,user\na,1,u\nb,0,\nc,1,  \nd,0,\u3000\n"})
+    raw = from_table(read_table(tmp_path / "a.csv"), DataRecipe(group_column="user"))
+    assert raw.table["group"].to_pylist() == ["u", None, None, None]

@@ -150,6 +150,44 @@ def test_a_folder_or_table_without_anything_to_predict(image_model, tmp_path):
         expand_inputs([str(tmp_path / "t.csv")], IMAGES)
 
 
+def test_a_pillow_image_is_turned_upright_like_its_file(image_model, tmp_path):
+    pixels = np.zeros((16, 24, 3), dtype=np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image_model.module.forward = lambda pixel_values: torch.stack([pixel_values[:, 0, 0, 0], pixel_values[:, 0, -1, 0]], dim=1)
+    (from_file,), (from_image,) = predict(image_model, tmp_path / "a.png"), predict(image_model, Image.open(tmp_path / "a.png"))
+    assert from_file == from_image
+    (unturned,) = predict(image_model, pixels)
+    assert unturned["probabilities"] != from_image["probabilities"]
+
+
+def test_the_column_and_the_encoding_of_a_table(text_model, tmp_path):
+    path, said = tmp_path / "t.csv", []
+    path.write_bytes("text,备注\nno,好好好\n".encode("gb18030"))
+    assert [predict(text_model, path, say=said.append)[0]["input"], *said] == [
+        "no",
+        "t.csv: read as gb18030 (guessed; set --encoding if the text looks wrong)",
+        "text column: 'text' (guessed; set --column)",
+    ]
+    said.clear()
+    for options in ({"column": "备注"}, {"usual_column": "备注"}, {"usual_column": "text+备注", "column": "备注"}):
+        assert predict(text_model, path, encoding="gb18030", say=said.append, **options)[0]["input"] == "好好好"
+    assert predict(text_model, path, usual_column="text+备注")[0]["input"] == "no 好好好"
+    assert predict(text_model, path, usual_column="absent")[0]["input"] == "no", "a run's column is taken where it is"
+    assert said == []
+    with pytest.raises(DataError, match=r"--column got 'absent'.*the columns are: 'text', '备注'. Set --column NAME$"):
+        predict(text_model, path, column="absent")
+    with pytest.raises(DataError, match=r"is not 'utf-8', which --encoding asks for"):
+        predict(text_model, path, encoding="utf-8")
+
+
+def test_a_path_to_nothing_is_no_text(text_model, tmp_path):
+    with pytest.raises(DataError, match=r"absent\.txt' does not exist.*--text"):
+        predict(text_model, tmp_path / "absent.txt")
+
+
 def test_modes_are_put_back_also_after_an_error(image_model):
     module = image_model.module.train()
     module.frozen.eval()

@@ -20,6 +20,12 @@ def test_at_most_128_pixels_a_side(tmp_path, name):
     assert np.abs(np.asarray(image).mean(axis=(0, 1)) - (200, 30, 60)).max() < 6
 
 
+def test_none_for_what_is_too_large(tmp_path):
+    Image.fromarray(np.zeros((20, 20, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    assert thumbnail(str(tmp_path / "a.png"), 400) is not None
+    assert thumbnail(str(tmp_path / "a.png"), 399) is None
+
+
 def test_none_for_what_is_no_image(tmp_path):
     (tmp_path / "text.jpg").write_text("这家店很好")
     assert thumbnail(str(tmp_path / "text.jpg")) is None

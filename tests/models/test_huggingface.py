@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from frostline.errors import ModelError
 from frostline.models.hf_module import quiet
 from frostline.models.huggingface import HeadOptions, from_folder_or_hub
 from frostline.models.model import logits_of
+from frostline.models.save import save_model
 from tests.models.tiny import IMAGES, TEXTS, image_folder, image_inputs, text_folder, text_inputs
 
 
@@ -253,3 +255,11 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
 def test_no_class_token_no_cls(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model.pool got 'cls', but a 'resnet' has no class token"):
         from_folder_or_hub(str(image_folder("resnet", tmp_path)), IMAGES, HeadOptions(pool="cls"))
+
+
+def test_the_preprocessing_of_a_folder_that_frostline_wrote_is_its_cards(tmp_path: Path) -> None:
+    model = from_folder_or_hub(str(image_folder("vit", tmp_path / "original")), IMAGES)
+    model.card.preprocess = replace(model.card.preprocess, channels="bgr")
+    save_model(model, tmp_path / "saved")
+    again = from_folder_or_hub(str(tmp_path / "saved"), Schema(task="image-classification", labels=("a", "b")))
+    assert again.card.preprocess == model.card.preprocess

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -352,3 +353,22 @@ def test_load_into_is_strict_both_ways_and_copies_nothing() -> None:
 def test_looks_like() -> None:
     assert looks_like({f"_blocks.{i}._bn1.weight": torch.zeros(1) for i in range(16)}) == "efficientnet-lite0"
     assert looks_like({"encoder.weight": torch.zeros(1)}) is None
+
+
+def test_a_view_that_repeats_its_values_is_refused(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.zeros(1).expand(2**40)}, path)
+    tracemalloc.start()
+    with pytest.raises(ModelError, match=r"tensor 'w' of shape \(1099511627776,\) takes 4398046511104 bytes, 4 are stored: it repeats"):
+        read_weights(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_many_names_for_one_storage_are_refused_and_tied_weights_are_not(tmp_path):
+    stored = torch.zeros(300_000)
+    torch.save({f"w{index}": stored.view(300, 1000) for index in range(10)}, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"tensor 'w\d' .* makes it \d+ bytes, the file has \d+: it repeats its values; refused"):
+        read_weights(tmp_path / "a.pth")
+    torch.save({"embedding": stored, "head": stored, "part": stored[:10].t()}, tmp_path / "b.pth")
+    assert set(read_weights(tmp_path / "b.pth")) == {"embedding", "head", "part"}

@@ -14,7 +14,9 @@ from frostline.plan.probe import Probe
 from frostline.recipe import TrainRecipe
 from frostline.train.optimizers import build_optimizer, state_to_tensors
 
-WORK = Work(train_rows=100, validation_rows=20, epochs=3, batch=10, accumulate=2, learning=1_000_000, optimizer="adam", ema=False)
+WORK = Work(
+    train_rows=100, validation_rows=20, epochs=3, batch=10, accumulate=2, learning=1_000_000, optimizer="adam", ema=False, workers=8
+)
 PROBE = Probe(
     batch=10, encode_row=0.008, prefix_row=0.05, step=0.2, forward=0.1, saved_bytes=7_000_000, transient_bytes=500_000, input_bytes=100_000
 )

@@ -55,7 +55,8 @@ def test_the_counts(data, tmp_path):
     assert (counts["all"], counts["learning"], counts["before_line"]) == (every, learning, every - learning)
     assert counts["weights_bytes"] == 4 * every and counts["gradients_bytes"] == 4 * learning and counts["optimizer_bytes"] == 8 * learning
     stored = (60 + 30) * 4 * 4  # rows of train and at most of validation, 4 features
-    assert made.predicted.disk_bytes < stored + 4 * every + 2 * 12 * learning + 10_000
+    rows = sum(table.nbytes for table in data.splits.values())
+    assert rows < made.predicted.disk_bytes < rows + stored + 4 * every + 2 * 12 * learning + 10_000
     assert made.predicted.peak_bytes > counts["gradients_bytes"]
 
 
@@ -133,3 +134,45 @@ def test_balanced_class_weights(data, tmp_path):
     logits = torch.zeros(2, 10)
     total, count = made.loss(logits, torch.tensor([0, 1]))
     assert float(total / count) == pytest.approx(float(torch.log(torch.tensor(10.0))))
+
+
+def test_what_the_model_was_loaded_with_cannot_be_changed_by_a_plan(data, tmp_path):
+    with pytest.raises(RecipeError, match=r"seed got 1, but the model was loaded with 0.*fl\.load"):
+        fl.plan(cnn(data), data, seed=1)
+    with pytest.raises(RecipeError, match=r"model\.dropout got 0.5.*Give it to fl\.load"):
+        fl.plan(cnn(data), data, **{"model.dropout": 0.5})
+    data.recipe["size"] = 40
+    with pytest.raises(RecipeError, match=r"size got 40 in fl\.prepare.*data=data"):
+        fl.plan(fl.load("cnn", task=data.task, width=16), data)
+    assert fl.plan(fl.load("cnn", data=data, width=16), data, out=str(tmp_path)).model.card.preprocess.size == 40
+
+
+def test_a_last_batch_of_one_row_is_refused_where_batch_norm_needs_two(data):
+    model = fl.load("cnn", data=data, width=16, head=["dense 8", "batchnorm"])
+    with pytest.raises(RecipeError, match=r"train.batch got 59: of 60 training rows .*Use: train.batch=60"):
+        fl.plan(model, data, batch=59)
+    assert fl.plan(model, data, batch=20)
+
+
+def test_balanced_weights_for_several_labels(texts):
+    rows = {"text": [f"row {i}" for i in range(40)], "labels": ["a" if i % 4 else "a|b" for i in range(40)]}
+    several = fl.prepare(rows, target="multi-label")
+    made = fl.plan(fl.load("mlp", data=several, width=8), several, class_weights="balanced")
+    assert made.loss_options.class_weights is not None and len(made.loss_options.class_weights) == 2
+
+
+def test_a_gradual_run_is_planned_as_its_last_epoch(data, tmp_path):
+    model = fl.load("cnn", data=data, width=16, depth=2)
+    head = fl.plan(fl.load("cnn", data=data, width=16, depth=2), data, adapt="head", epochs=5)
+    made = fl.plan(model, data, adapt="gradual", epochs=5)
+    full = sum(p.numel() for p in model.module.parameters())
+    assert made.parameters["learning"] == full > head.parameters["learning"]
+    assert sum(p.numel() for p in model.module.parameters() if p.requires_grad) == head.parameters["learning"]  # as it begins
+
+
+def test_quality_fast_takes_the_faster_precision(data, monkeypatch):
+    from frostline.plan import machine
+    from tests.conftest import MACHINE
+
+    monkeypatch.setattr(machine, "_measure", lambda: dataclasses.replace(MACHINE, bf16_gflops=500.0))
+    assert fl.plan(cnn(data), data, quality="fast").decision("bf16") and not fl.plan(cnn(data), data).decision("bf16")

@@ -87,8 +87,18 @@ def test_bytes_by_hand(digits, tmp_path):
 
 def test_shared_storages_count_once_and_parameters_not_at_all():
     layer, x = nn.Linear(4, 4, bias=False), torch.ones(2, 4, requires_grad=True)
-    assert _saved_bytes(lambda: layer(x).sum(), layer) == x.nbytes
-    assert _saved_bytes(lambda: (x * x).sum(), layer) == x.nbytes
+    assert _saved_bytes(lambda: layer(x).sum(), layer) == (x.nbytes, 0)
+    assert _saved_bytes(lambda: (x * x).sum(), layer) == (x.nbytes, 0)
+
+
+def test_casts_of_weights_do_not_grow_with_the_rows():
+    layer = nn.Linear(64, 64, bias=False)
+    measured = []
+    for rows in (1, 8):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            measured.append(_saved_bytes(lambda rows=rows: layer(torch.ones(rows, 64)).float().square().sum(), layer))
+    (few, fixed), (many, same) = measured
+    assert fixed == same <= 2 * 64 * 64 and 0 < few < many
 
 
 @pytest.mark.parametrize(("count", "wanted", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (100, 3, [0, 49, 99]), (1, 1, [0])])

@@ -135,3 +135,44 @@ class TestGradientWatch:
         said = []
         run = api.train(plan(cnn(data), data, tmp_path / "run", adapt="lora", batch=8), say=said.append)
         assert len(run.history) == 2 and not [text for text in said if "no gradient" in text]
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(digits, tmp_path):
+    """The loss is finite, its gradient is not: the weights and the last checkpoint stay as they were."""
+
+    class Exploding(torch.autograd.Function):
+        @staticmethod
+        def forward(context, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * (float("inf") if Exploding.now else 1.0)
+
+    Exploding.now = False
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(192, 8), nn.Linear(8, 10)
+            self.steps = 0
+
+        def forward(self, pixel_values):
+            self.steps += self.training and torch.is_grad_enabled()
+            return Exploding.apply(self.head(self.body(pixel_values.flatten(1))))
+
+    network = Network()
+    model = fl.load(network, task=digits.task, size=8)
+    made = fl.plan(model, digits, adapt="full", clip=1.0, checkpoint_every=1, out=str(tmp_path / "run"))
+    step = loop._take_step
+
+    def counted(state, *rest):
+        Exploding.now = state.counters.step == 2
+        return step(state, *rest)
+
+    told = r"step 3: the norm of the gradient is (inf|nan).*step-00000002"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingStopped, match=told):
+        patch.setattr(loop, "_take_step", counted)
+        fl.train(made, quiet=True)
+    assert all(p.isfinite().all() for p in network.parameters())
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000002"]

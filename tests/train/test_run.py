@@ -48,16 +48,16 @@ class TestClaiming:
 
     def test_default_names_say_model_and_data(self, data, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        made = fl.plan(cnn(data), data, epochs=1, channels_last="off")
-        found = [str(fl.train(made, quiet=True).folder) for _ in range(2)]
+        plans = [fl.plan(cnn(data), data, epochs=1, channels_last="off") for _ in range(2)]
+        found = [str(fl.train(made, quiet=True).folder) for made in plans]
         assert found == ["runs/cnn-image-classification-1", "runs/cnn-image-classification-2"]
 
     def test_another_runs_folder(self, data, tmp_path):
-        made = plan(cnn(data), data, tmp_path / "run", epochs=1)
+        made, other = (plan(cnn(data), data, tmp_path / "run", epochs=1) for _ in range(2))
         fl.train(made, quiet=True)
         before = everything_in(tmp_path / "run")
         with pytest.raises(RunError, match=r"holds another run; nothing was written.*--resume .*run\) or choose another with --out"):
-            fl.train(made, quiet=True)
+            fl.train(other, quiet=True)
         assert everything_in(tmp_path / "run") == before
 
     def test_a_folder_with_other_things(self, tmp_path):
