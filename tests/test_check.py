@@ -14,12 +14,15 @@ import torch
 
 import frostline as fl
 from frostline import api
-from frostline.check import Findings, check, conflicts, read_data, refuse_conflicts, rows_as_seen
+from frostline.check import Findings, check, read_data
 from frostline.data.dataset import Dataset
-from frostline.errors import FrostlineError, RecipeError
-from frostline.recipe import Recipe
+from frostline.data.seen import rows_as_seen
+from frostline.errors import FrostlineError
+from frostline.models.save import save_model
+from frostline.recipe import DataRecipe, Recipe
 from frostline.train import loop
-from tests.small import IMAGE_OPTIONS, TEXT_OPTIONS
+from tests.models import tiny
+from tests.small import IMAGE_OPTIONS, TEXT_OPTIONS, review_rows
 
 Command = Callable[..., Any]
 
@@ -94,7 +97,7 @@ def test_rows_of_images(nothing_else: None, command: Command, digit_folder: Path
 
 def test_rows_are_those_that_the_model_sees(texts: Dataset) -> None:
     model = fl.load("gru", data=texts, width=16)
-    rows = rows_as_seen(model, texts, count=5)
+    rows = rows_as_seen(model.card.preprocess, texts, DataRecipe(), count=5)
     tokenizer = model.card.preprocess.tokenizer  # type: ignore[union-attr]
     training = dict(zip(texts.splits["train"]["text"].to_pylist(), texts.splits["train"]["label"].to_pylist()))
     assert len(rows) == 5
@@ -110,65 +113,9 @@ def test_rows_are_those_that_the_model_sees(texts: Dataset) -> None:
 def test_labels_of_other_targets(number: bool) -> None:
     rows = [(f"text {i}", str(i / 2) if number else "a|b" if i % 2 else "b") for i in range(30)]
     data = fl.prepare(rows, task="text-classification", target="number" if number else "multi-label")
-    labels = [row["label"] for row in rows_as_seen(fl.load("gru", data=data, width=16), data)]
+    preprocess = fl.load("gru", data=data, width=16).card.preprocess
+    labels = [row["label"] for row in rows_as_seen(preprocess, data, DataRecipe())]
     assert all(isinstance(label, float) if number else set(label) <= {"a", "b"} for label in labels)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("train.epochs", 0),
-        ("train.batch", 0),
-        ("train.accumulate", 0),
-        ("train.lr", 0),
-        ("train.weight_decay", -1),
-        ("train.momentum", 1),
-        ("train.warmup", -1),
-        ("train.clip", 0),
-        ("train.ema", 1),
-        ("train.early_stopping", 0),
-        ("train.checkpoint_every", 0),
-        ("adapt.every", 0),
-        ("data.workers", -1),
-        ("data.augment.mixup", -1),
-        ("data.augment.cutmix", -1),
-        ("data.augment.shear", -1),
-        ("data.augment.rotation", -5),
-        ("data.augment.width_shift", -0.1),
-        ("data.augment.height_shift", -0.1),
-        ("data.augment.zoom", 1),
-        ("data.augment.crop", 1),
-        ("data.augment.brightness", -0.1),
-        ("data.augment.contrast", 2),
-        ("data.augment.cutout", 1.5),
-    ],
-)
-def test_out_of_range(texts: Dataset, digits: Dataset, key: str, value: float) -> None:
-    """Each message names the key, the value, what was expected, and a value that would do."""
-    texts = digits if "augment" in key else texts
-    found = conflicts(Recipe().with_values({key: value}), texts.schema, texts)
-    assert len(found) == 1
-    assert found[0].startswith(f"{key} got {value!r}") or found[0].startswith(f"{key} got {float(value)!r}")
-    fix = found[0].partition("Use: ")[2]
-    assert conflicts(Recipe().with_values(dict([fix.split("=")])), texts.schema, texts) == []
-
-
-def test_what_needs_a_validation_split(texts: Dataset) -> None:
-    data = dataclasses.replace(texts, splits={"train": texts.splits["train"]})
-    for values in ({"train.early_stopping": 2}, {"train.schedule": "plateau"}, {"train.best_by": "loss"}):
-        found = conflicts(Recipe().with_values(values), data.schema, data)
-        assert len(found) == 1
-        assert "data.val=0.1" in found[0]
-        assert conflicts(Recipe().with_values(values), texts.schema, texts) == []
-
-
-def test_what_does_not_apply_to_the_task(texts: Dataset, digits: Dataset) -> None:
-    for data, other, values in ((texts, digits, {"data.size": 32}), (digits, texts, {"data.max_length": 9})):
-        (found,) = conflicts(Recipe().with_values(values), data.schema, data)
-        (key,) = values
-        assert found.startswith(f"{key} got {values[key]}")
-        assert data.schema.task in found
-        assert conflicts(Recipe().with_values(values), other.schema, other) == []
 
 
 @pytest.mark.parametrize(
@@ -186,6 +133,43 @@ def test_how_it_will_learn(nothing_else: None, reviews: Path, values: dict[str, 
     assert len(findings.errors) == 1
     assert part in findings.errors[0]
     assert len(findings.rows) == 3, "the rows are shown all the same"
+
+
+def test_adapting_and_the_optimiser_are_both_told(nothing_else: None, reviews: Path) -> None:
+    """Neither of the two hides what the other refuses."""
+    findings = check(recipe(reviews, adapt="last 99", train__optimizer="sgd", train__nesterov=True, train__momentum=0))
+    assert [part in error for part, error in zip(("got 'last 99'", "train.nesterov"), findings.errors, strict=True)] == [True, True]
+    decay = {"adapt.lr_decay": -1, "train.optimizer": "sgd", "train.nesterov": True, "train.momentum": 0}
+    assert len(check(recipe(reviews).with_values(decay)).errors) == 2
+
+
+@pytest.fixture(scope="module")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Hugging Face folder and a saved model, the weights of both damaged."""
+    folder = tmp_path_factory.mktemp("模型")
+    data = fl.prepare(review_rows(), task="text-classification")
+    save_model(fl.load("gru", data=data, width=16), folder / "saved")
+    folders = tiny.text_folder("bert", folder / "bert"), folder / "saved"
+    for place in folders:
+        (place / "model.safetensors").write_bytes(b"damaged")
+    return folders
+
+
+def test_rows_are_shown_before_weights_are_read(nothing_else: None, reviews: Path, model_folders: tuple[Path, Path]) -> None:
+    for folder in model_folders:
+        values = {"data.path": reviews, "model.name": folder, "train.epochs": 0}
+        findings = check(Recipe().with_values(values))
+        assert len(findings.rows) == 3
+        assert findings.errors[0].startswith("train.epochs got 0")
+        assert "model.safetensors" in findings.errors[1]
+        assert len(findings.errors) == 2
+
+
+def test_the_rows_are_shown_though_a_weight_file_is_missing(nothing_else: None, digit_folder: Path) -> None:
+    values = {"data.path": digit_folder, "model.name": "vgg11", "model.weights": "absent.h5", "data.size": 32}
+    findings = check(Recipe().with_values(values))
+    assert (len(findings.rows), len(findings.errors)) == (3, 1)
+    assert "absent.h5" in findings.errors[0]
 
 
 def test_an_optimiser_without_its_package(nothing_else: None, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,29 +203,10 @@ def test_what_prepared_data_was_saved_with(digit_folder: Path, tmp_path: Path) -
 
 def test_rows_hold_to_the_limit_of_pixels(digit_folder: Path) -> None:
     data = fl.prepare(digit_folder)
-    model = fl.load("cnn", data=data, size=28, width=16)
-    assert rows_as_seen(model, data)
-    data.recipe["max_pixels"] = 10
+    preprocess = fl.load("cnn", data=data, size=28, width=16).card.preprocess
+    assert rows_as_seen(preprocess, data, DataRecipe())
     with pytest.raises(FrostlineError, match="pixels"):
-        rows_as_seen(model, data)
-
-
-def test_a_folder_that_is_taken(texts: Dataset, tmp_path: Path) -> None:
-    """It is said before anything is prepared or planned."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "file").write_text("")
-    for out in (None, tmp_path / "a", tmp_path / "new"):
-        assert conflicts(Recipe().with_values({"out": out}), texts.schema, texts) == []
-    for out, part in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file")):
-        assert part in conflicts(Recipe().with_values({"out": out}), texts.schema, texts)[0]
-
-
-def test_one_conflict_stands_alone_several_are_listed(texts: Dataset) -> None:
-    with pytest.raises(RecipeError, match=r"^train\.epochs got 0"):
-        refuse_conflicts(Recipe().with_values({"train.epochs": 0}), texts.schema, texts)
-    with pytest.raises(RecipeError, match=r"^2 settings of the recipe cannot be carried out:\n- train\.epochs.*\n- train\.batch"):
-        refuse_conflicts(Recipe().with_values({"train.epochs": 0, "train.batch": 0}), texts.schema, texts)
-    refuse_conflicts(Recipe(), texts.schema, texts)
+        rows_as_seen(preprocess, data, DataRecipe(max_pixels=10))
 
 
 def test_findings_as_text() -> None:

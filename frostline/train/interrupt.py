@@ -35,8 +35,8 @@ class StopRequest:
         """Raise Interrupted if the user asked to stop while the frozen part was being run for the store."""
         if self.requested:
             raise Interrupted(
-                "Stopped while the frozen part was run, before the first step; what it had given was not kept. "
-                f"Start again with: frostline train --resume {self.folder}"
+                "Stopped while the frozen part was run, before the first step; the rows that were stored are kept. "
+                f"Go on with: frostline train --resume {self.folder}"
             )
 
 

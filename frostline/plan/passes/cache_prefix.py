@@ -49,6 +49,8 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
         return decide(False, "images are augmented anew every epoch, so the frozen part sees other pixels each time")
     if recipe.adapt.method == "gradual":
         return decide(False, "the frost line moves while blocks thaw")
+    if execution.task.sequences > 1:
+        return decide(False, "each row is more than one row of the network's, and the store holds one for each")
     if line is None:
         return decide(False, "nothing that is frozen stands before everything that learns")
     difference = execution.check_line(_proof_batch(execution))
@@ -80,7 +82,9 @@ def _offsets(source: SplitSource) -> torch.Tensor:
 def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Callable[[], None] = lambda: None) -> int:
     """Open the stores that exist and make those that do not. Returns the rows for which the prefix had to be run.
 
-    ``between`` is called after each batch and may raise; the store that was being made is then deleted.
+    ``between`` is called after each batch and may raise. Whatever ends the process before a store is whole, the next call
+    goes on with the batches that are missing. A batch of which one row is missing is run whole, so that every row is always
+    computed in the same company: the store is bit for bit what it would be without the interruption.
     """
     line = execution.line
     assert line is not None, "fill_stores needs a frost line"
@@ -96,24 +100,32 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
         if store is None:
             store = create_store(key, line.border, source.rows, offsets, recipe.plan.cache_limit_gb * 1e9)
             try:
-                _fill(execution, split, store, quiet, between)
+                ran += _fill(execution, split, store, quiet, between)
                 store.finish({"split": split, "rows": source.rows})
             except BaseException:
-                store.discard()
+                store.leave()
                 raise
-            ran += source.rows
         execution.stores[split] = store
     return ran
 
 
-def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, between: Callable[[], None]) -> None:
-    source = execution.sources[split]
+def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, between: Callable[[], None]) -> int:
+    source, there = execution.sources[split], store.stored().numpy()
     batches = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
+    missing = [rows for rows in batches if not there[rows].all()]
+    count = sum(len(rows) for rows in missing)
+    if count < source.rows:
+        before, rows = (f"{number:,}".replace(",", " ") for number in (source.rows - count, source.rows))
+        execution.say(f"frozen part, {split}: {before} of {rows} rows were stored before")
+    if store.lock is None:
+        execution.say(f"frozen part, {split}: another process stores the same rows; this one makes a copy, kept only once it is whole")
     with progress(total=source.rows, label=f"frozen part, {split}", quiet=quiet) as bar:
-        for batch in load(source.encode, batches, None, execution.workers):
+        bar.update(source.rows - count)
+        for batch in load(source.encode, missing, None, execution.workers):
             store.write(batch.rows, execution.prefix(batch))
             bar.update(len(batch.rows))
             between()
+    return count
 
 
 def _preprocess_key(card: Card) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import importlib.util
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,8 @@ def test_the_cached_run_equals_the_plain_one(name, adapt, request, tmp_path, uns
     losses, weights = {}, {}
     for cache in ("on", "off"):
         model = MODELS[name](data)
-        made = plan(model, data, tmp_path / cache, adapt=adapt, cache=cache, batch=8, optimizer="sgd", lr=0.01)
+        same = {"pack": "off", "batch": 8, "optimizer": "sgd", "lr": 0.01}  # packed, dropout would draw other numbers
+        made = plan(model, data, tmp_path / cache, adapt=adapt, cache=cache, **same)
         assert made.decision("cache_prefix") == (cache == "on")
         run = fl.train(made, quiet=True)
         assert set(made.execution.stores) == ({"train", "validation"} if cache == "on" else set())
@@ -112,7 +115,87 @@ class TestReuse:
         assert self.fill(data, tmp_path, options={"seed": 1}) == 40
         assert self.fill(data, tmp_path) == 0
 
-    def test_half_a_store_is_not_left_behind(self, data, tmp_path, monkeypatch):
+
+class Stop(Exception):
+    """What ends a fill."""
+
+
+class TestGoingOn:
+    """A fill that was stopped goes on with the batches that are missing, and gives the same bytes."""
+
+    def made(self, data, tmp_path, workers=0):
+        images = data.schema.task == "image-classification"
+        model = cnn(data, depth=2) if images else fl.load("transformer", data=data, width=16, depth=1)
+        made = plan(model, data, tmp_path / "run", adapt="head", cache="on")
+        made.execution.workers = workers
+        return made
+
+    def fill(self, made, stop_after=None):
+        """Stores filled, and the rows of each batch that the prefix was run for; ``stop_after`` so many batches."""
+        ran, prefix = [], made.execution.prefix
+
+        def noted(batch):
+            ran.append(batch.rows.tolist())
+            return prefix(batch)
+
+        def between():
+            if len(ran) == stop_after:
+                raise Stop
+
+        made.execution.prefix = noted
+        try:
+            if stop_after is None:
+                assert fill_stores(made.recipe, made.execution, True, between) == sum(map(len, ran))
+            else:
+                with pytest.raises(Stop):
+                    fill_stores(made.recipe, made.execution, True, between)
+        finally:
+            made.execution.prefix = prefix
+        return ran
+
+    def content(self):
+        return {
+            f"{folder.name}/{path.name}": path.read_bytes() for folder in sorted(stores_folder().iterdir()) for path in folder.glob("*.bin")
+        }
+
+    @pytest.mark.parametrize("workers", [0, 4])
+    @pytest.mark.parametrize("kind", ["digits", "texts"])
+    def test_stopped_after_each_batch(self, kind, workers, request, tmp_path):
+        data = first_rows(request.getfixturevalue(kind), 64 if kind == "texts" else 40)
+        made = self.made(data, tmp_path, workers)
+        batches = self.fill(made)
+        expected = self.content()
+        assert len(expected) == 4 and len(batches) >= 3
+        for stop_after in range(1, len(batches) + 1):
+            shutil.rmtree(stores_folder())
+            assert self.fill(made, stop_after) == batches[:stop_after]
+            assert len([path for path in stores_folder().iterdir() if path.suffix == ".part"]) == 1
+            assert self.fill(made) == batches[stop_after:]
+            assert self.content() == expected
+
+    def test_stopped_again_and_again_and_said_each_time(self, digits, tmp_path):
+        made, said = self.made(first_rows(digits, 40), tmp_path), []
+        made.execution.say = said.append
+        for _ in range(3):
+            assert len(self.fill(made, 1)) == 1
+        assert len(self.fill(made)) == 2  # the validation split's
+        assert said == [f"frozen part, train: {rows} of 40 rows were stored before" for rows in (16, 32, 40)]
+        assert made.execution.prove("train", rows=40)
+
+    def test_a_damaged_row_is_computed_again_with_its_batch(self, digits, tmp_path):
+        made = self.made(first_rows(digits, 40), tmp_path)
+        self.fill(made)
+        expected = self.content()
+        shutil.rmtree(stores_folder())
+        self.fill(made, 2)
+        (part,) = stores_folder().iterdir()
+        data = bytearray((part / "border0.bin").read_bytes())
+        data[len(data) // 40 * 5] ^= 1  # row 5
+        (part / "border0.bin").write_bytes(data)
+        assert self.fill(made)[:2] == [list(range(16)), list(range(32, 40))]
+        assert self.content() == expected
+
+    def test_an_error_of_the_prefix_keeps_what_is_there(self, digits, tmp_path, monkeypatch):
         prefix, calls = Execution.prefix, []
 
         def broken(self, batch):
@@ -121,11 +204,25 @@ class TestReuse:
                 raise KeyboardInterrupt
             return prefix(self, batch)
 
-        made = plan(cnn(data), data, tmp_path / "run", adapt="head", cache="on")
-        monkeypatch.setattr(Execution, "prefix", broken)
-        with pytest.raises(KeyboardInterrupt):
-            fill_stores(made.recipe, made.execution, quiet=True)
-        assert list(stores_folder().iterdir()) == []
+        made = self.made(first_rows(digits, 40), tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(Execution, "prefix", broken)
+            with pytest.raises(KeyboardInterrupt):
+                fill_stores(made.recipe, made.execution, quiet=True)
+        assert [path.suffix for path in stores_folder().iterdir()] == [".part"]
+        assert self.fill(made)[0] == list(range(16, 32))
+
+    def test_a_part_that_another_process_fills_is_left_to_it(self, digits, tmp_path):
+        made, said = self.made(first_rows(digits, 40), tmp_path), []
+        self.fill(made, 1)
+        (part,) = stores_folder().iterdir()
+        made.execution.say = said.append
+        with open(part / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            batches = self.fill(made)
+        assert sum(map(len, batches)) == made.execution.sources["train"].rows + made.execution.sources["validation"].rows
+        assert len(said) == 1 and "another process stores the same rows" in said[0]
+        assert part.exists() and made.execution.prove("train", rows=40)
 
 
 class TestTheChoice:
@@ -183,7 +280,7 @@ class ReadsPadding(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.head = nn.Embedding(2000, 8), nn.Linear(8, 2)
+        self.embedding, self.head = nn.Sequential(nn.Embedding(2000, 8), nn.Linear(8, 8)), nn.Linear(8, 2)
 
     def forward(self, input_ids, attention_mask):
         return self.head(self.embedding(input_ids).mean(1))
