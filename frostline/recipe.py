@@ -15,6 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+TaskName = Literal[
+    "image-classification",
+    "text-classification",
+    "token-classification",
+    "chat",
+    "causal-lm",
+    "preference",
+    "reward",
+    "translation",
+    "summarisation",
+    "embedding",
+]
+"""Each is one file under tasks/."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentRecipe:
@@ -63,7 +77,7 @@ class DataRecipe:
 
     path: str | None = None
     """A folder, a file (CSV, TSV, JSONL, Parquet, IDX), or a folder that `frostline prepare` wrote."""
-    task: Literal["image-classification", "text-classification"] | None = None
+    task: TaskName | None = None
     """What is to be learned; guessed from the data when not given."""
     target: Literal["class", "multi-label", "number"] = "class"
     """What a label is: one class, several classes, or a number."""
@@ -74,9 +88,9 @@ class DataRecipe:
     test: str | None = None
     """File or folder of the test split."""
     input_column: str | None = None
-    """Column of the text, or of the image's path; guessed and printed when not given."""
+    """Column of the text (of the source, for translation), or of the image's path; guessed and printed when not given."""
     label_column: str | None = None
-    """Column of the label; guessed and printed when not given."""
+    """Column of the label (of the target, for translation); guessed and printed when not given."""
     group_column: str | None = None
     """Rows that share this column's value never land in two splits."""
     label_separator: str = "|"
@@ -89,12 +103,20 @@ class DataRecipe:
     """Share of the rows that is held out for the test."""
     limit: int | None = None
     """Use at most so many rows (chosen by the seed), for a quick look."""
+    seed: int | None = None
+    """Decides which rows are held out; the recipe's own seed when not given."""
     encoding: str | None = None
     """Text encoding; detected (UTF-8, UTF-16, GB18030) when not given."""
     size: int | None = None
     """Side of the square image in pixels; the model's own when not given."""
     max_length: int | None = None
-    """Longest text in tokens; the model's own, at most 512, when not given."""
+    """Longest text in tokens; the model's own, at most 512 (language models: 2048), when not given."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """For chat: which tokens count: every assistant turn, the last one only, or all tokens."""
+    too_long: Literal["cut", "drop", "refuse"] = "cut"
+    """What becomes of a row longer than max_length; what is cut or dropped is counted."""
+    prompt: str | None = None
+    """For translation and summarisation by a model without an encoder: the request, with {source} where the text goes."""
     max_pixels: int = 100_000_000
     """Larger images are set aside unread (a guard against decompression bombs)."""
     workers: int | None = None
@@ -108,7 +130,7 @@ class ModelRecipe:
     """Which network, from which weights, with which head."""
 
     name: str | None = None
-    """vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, layers, or an HF folder or hub id."""
+    """vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, layers, gpt, gpt2, seq2seq, or an HF folder, hub id or GGUF file."""
     weights: str | None = None
     """A weight file (.safetensors, .pth, .h5) for the models that are defined here."""
     layers: list[str] = field(default_factory=list)
@@ -117,34 +139,63 @@ class ModelRecipe:
     """Layers before the final linear one, as in [flatten, dense 256 relu, dropout 0.5]."""
     pool: Literal["cls", "mean", "max", "attention"] | None = None
     """How the features of positions become one vector; the model's own way when not given."""
-    tokenizer: Literal["word", "char", "bpe"] = "bpe"
+    tokenizer: Literal["word", "char", "bpe", "wordpiece", "unigram"] = "bpe"
     """For text models from zero: the kind of vocabulary that is made from the training rows."""
     vocabulary: int = 16_000
     """For text models from zero: the largest vocabulary."""
-    width: int = 256
-    """For models from zero: units of a hidden layer (channels of the first convolution block: an eighth of it)."""
-    depth: int = 2
-    """For models from zero: how many layers or blocks."""
-    dropout: float = 0.1
-    """For models from zero."""
+    width: int | None = None
+    """For models from zero: units of a hidden layer (of the first convolution block: an eighth); 256, gpt 384, when not given."""
+    depth: int | None = None
+    """For models from zero: how many layers or blocks; 2, gpt by its width, when not given."""
+    dropout: float | None = None
+    """For models from zero; 0.1, gpt 0, when not given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptRecipe:
     """Where the frost line runs: what learns and what is frozen."""
 
-    method: Literal["auto", "head", "last", "full", "lora", "gradual"] = "auto"
-    """auto: head for pretrained weights, full from zero."""
+    method: Literal[
+        "auto", "head", "last", "full", "gradual", "lora", "vera", "ia3", "adapter",
+        "prefix", "prompt", "p-tuning", "bitfit", "norms", "peft",
+    ] = "auto"  # fmt: skip
+    """auto: head for pretrained weights, full from zero. peft: what a peft.PeftConfig says, which is handed over in Python."""
     last: int = 2
     """With `last`: how many blocks before the head learn (also written `adapt: last 2`)."""
     rank: int = 8
-    """With `lora`: rank of the update."""
+    """With `lora` and `vera`: rank of the update."""
     alpha: float = 16.0
     """With `lora`: the update is scaled by alpha / rank."""
     dropout: float = 0.0
-    """With `lora`: dropout on the update's input."""
+    """With `lora` and `vera`: dropout on the update's input."""
     targets: list[str] = field(default_factory=list)
-    """With `lora`: module names or globs; empty: every linear layer and convolution outside the head."""
+    """With `lora`, `vera`, `ia3`, `adapter`: module names, globs, or all-linear; empty: all that the method is made for."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """With `lora`: other ranks for some layers, by name or regular expression, as in {q_proj: 16}."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """With `lora`: other alphas for some layers, in the same way."""
+    rslora: bool = False
+    """With `lora`: scale by alpha / sqrt(rank) (rsLoRA)."""
+    dora: bool = False
+    """With `lora`: learn each output's magnitude apart from its direction (DoRA)."""
+    init: Literal["default", "pissa"] = "default"
+    """With `lora`: pissa begins with the principal part of each weight."""
+    lora_plus: float = 1.0
+    """With `lora`: B's learning rate is this times A's (LoRA+; the paper: 16)."""
+    feedforward: list[str] = field(default_factory=list)
+    """With `ia3`: those of the targets whose input is scaled and not their output; empty: known by name."""
+    bottleneck: int = 64
+    """With `adapter`: width of the small networks."""
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    """With `adapter`: behind attention and feed-forward parts, behind feed-forward parts, or beside them."""
+    tokens: int = 20
+    """With `prompt`, `p-tuning`, `prefix`: how many virtual tokens."""
+    encoder_width: int = 0
+    """With `p-tuning`, `prefix`: width of the network that makes the virtual tokens; 0: the model's width, and none for `prefix`."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Names or globs of modules that learn whole beside the adapter and are saved with it, as an embedding for new tokens."""
+    base: Literal["full", "int8", "int4", "nf4"] = "full"
+    """How frozen linear layers are kept: as they are, or in 8 or 4 bits (QLoRA: nf4)."""
     lr_decay: float = 1.0
     """Each block's learning rate is this times the next deeper one's (1: the same everywhere)."""
     every: int = 1
@@ -161,6 +212,12 @@ class PlanRecipe:
     """Store the outputs of the frozen prefix and train on them."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Keep the channels of images innermost; auto: where a few timed passes are faster so."""
+    pack: Literal["auto", "on", "off"] = "auto"
+    """Compute a transformer's blocks without padding; auto: where a timed batch is faster so."""
+    allocator: Literal["auto", "on", "off"] = "auto"
+    """Let freed memory stay with the process; for the whole process, from the first plan on."""
+    fuse_adapter: Literal["auto", "on", "off"] = "auto"
+    """Compute a linear layer and its LoRA update as one operation."""
     cache_limit_gb: float = 20.0
     """Most disk that the store may take, in GB."""
 
@@ -178,7 +235,7 @@ class TrainRecipe:
     optimizer: Literal["sgd", "adam", "adamw", "adafactor", "lion", "muon", "rmsprop"] = "adamw"
     """What turns gradients into steps."""
     lr: float | None = None
-    """Learning rate; 1e-3 for a head, lora or a model from zero, 2e-5 otherwise (sgd and muon: ten times that), when not given."""
+    """Learning rate; 1e-3 for a head, an adapter (prefix: 1e-2, prompt: 3e-2) or a model from zero, 2e-5 otherwise (sgd, muon: × 10)."""
     momentum: float = 0.9
     """For sgd, rmsprop and muon."""
     nesterov: bool = False
@@ -191,14 +248,23 @@ class TrainRecipe:
     """Steps of linear warm-up; below 1: a share of all steps."""
     clip: float | None = None
     """Largest norm of the gradient."""
-    loss: Literal["auto", "cross-entropy", "bce", "mse", "focal"] = "auto"
-    """auto: cross-entropy for a class, bce for several, mse for a number."""
+    loss: Literal[
+        "auto", "cross-entropy", "bce", "mse", "focal", "dpo", "ipo", "orpo", "kto", "simpo", "bradley-terry",
+        "contrastive", "cosine", "triplet",
+    ] = "auto"  # fmt: skip
+    """auto: cross-entropy (class, tokens), bce (several), mse (number), dpo, bradley-terry (reward), cosine or contrastive (pairs)."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: each class weighs rows / (classes × rows of the class)."""
     label_smoothing: float = 0.0
-    """For cross-entropy: this share of each label is spread over all classes."""
+    """For cross-entropy: this share of each label is spread over all classes; for dpo: the share of pairs labelled the wrong way."""
     focal_gamma: float = 2.0
     """For focal: how much less the rows count that are right already."""
+    beta: float | None = None
+    """For preferences: how much a difference in log-probability counts; 0.1 (simpo: 2) when not given."""
+    margin: float = 1.0
+    """For simpo and triplet: by how much the better answer (the nearer text) is to win."""
+    temperature: float = 0.05
+    """For contrastive: similarities are divided by it; the smaller, the more the hardest negatives count."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, which is then what is validated and saved."""
     early_stopping: int | None = None

@@ -33,13 +33,26 @@ def resolve(
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
         given.update(_expanded(_read_yaml(Path(path))))
-    given.update(_expanded({key: (text, _COMMAND_LINE) for key, text in flags.items()}))
+    _lay_over(given, _expanded({key: (text, _COMMAND_LINE) for key, text in flags.items()}))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"{_COMMAND_LINE}: got {override!r}, expected key=value, for example train.lr=3e-4")
-        given.update(_expanded(_flatten(key.strip(), _parse(key.strip(), text), _COMMAND_LINE)))
-    return _build(Recipe, Recipe(), given, ""), {key: source for key, (_, source) in given.items()}
+        _lay_over(given, _expanded(_flatten(key.strip(), _parse(key.strip(), text), _COMMAND_LINE)))
+    return _build(Recipe, Recipe(), given, ""), {_field_of(key): source for key, (_, source) in given.items()}
+
+
+def _field_of(key: str) -> str:
+    """The field that a dotted key is an entry of; the key itself for all but entries of numbers by name."""
+    return next((field for field in _lists() if key.startswith(f"{field}.")), key)
+
+
+def _lay_over(given: dict[str, tuple[Any, str]], new: Mapping[str, tuple[Any, str]]) -> None:
+    """Update ``given``. Another method on the command line takes the place of a file's whole `last 3`, the 3 included."""
+    method, last = new.get("adapt.method"), given.get("adapt.last")
+    if method is not None and method[0] != "last" and last is not None and last[1] != _COMMAND_LINE:
+        del given["adapt.last"]
+    given.update(new)
 
 
 def assign(recipe: Recipe, values: Mapping[str, Any], source: str) -> Recipe:
@@ -184,6 +197,10 @@ def _build(cls: type, current: Any, values: Mapping[str, tuple[Any, str]], prefi
     below: dict[str, dict[str, tuple[Any, str]]] = {}
     for key, (value, source) in values.items():
         first, _, rest = key.partition(".")
+        if first in hints and typing.get_origin(hints[first]) is dict:
+            entries = changes.get(first, getattr(current, first))
+            changes[first] = _with_entry(entries, rest, value, hints[first], f"{source}: {prefix + key}")
+            continue
         if first not in hints or (rest and not dataclasses.is_dataclass(hints[first])):
             raise RecipeError(f"{source}: unknown key {prefix + key!r}{_nearest(prefix + key)}")
         if dataclasses.is_dataclass(hints[first]):
@@ -202,6 +219,17 @@ def _build(cls: type, current: Any, values: Mapping[str, tuple[Any, str]], prefi
     return dataclasses.replace(current, **changes)
 
 
+def _with_entry(current: dict[str, Any], name: str, value: Any, hint: Any, where: str) -> dict[str, Any]:
+    """A mapping of names to numbers with one more entry; an empty value for the whole empties it."""
+    if name:
+        source, _, key = where.partition(": ")
+        return {**current, name: _convert(value, typing.get_args(hint)[1], key, source)}
+    if value != {} and not _is_nothing(value):
+        received = str(value) if isinstance(value, _Text) else value
+        raise RecipeError(f"{where} got {received!r}, expected numbers by name, as in {{q_proj: 16}}")
+    return {}
+
+
 def _names(cls: type) -> list[str]:
     return [f.name for f in dataclasses.fields(cls)]
 
@@ -217,9 +245,9 @@ def all_keys(cls: type = Recipe, prefix: str = "") -> tuple[str, ...]:
 
 @functools.cache
 def _lists() -> frozenset[str]:
-    """The keys whose value is a list."""
+    """The keys whose value is a list, or numbers by name."""
     default = Recipe()
-    return frozenset(key for key in all_keys() if isinstance(functools.reduce(getattr, key.split("."), default), list))
+    return frozenset(key for key in all_keys() if isinstance(functools.reduce(getattr, key.split("."), default), list | dict))
 
 
 def _nearest(key: str) -> str:

@@ -20,12 +20,16 @@ from frostline.data.tables import spell_column
 from frostline.errors import DataError
 from frostline.recipe import DataRecipe
 
+CLASSIFICATION = ("image-classification", "text-classification")
+"""The tasks whose rows have a label of their own."""
 WARNING = "warning: "
 _MISSING = ("", "nan", "null")
 
 
 def clean(raw: Raw, recipe: DataRecipe) -> tuple[Raw, tuple[str, ...]]:
     """All steps in order: ``(rows with labels as indices or numbers, class names in the order of their indices)``."""
+    if raw.task not in CLASSIFICATION:  # its reader has set aside what is no row of it
+        return index_tags(raw) if raw.task == "token-classification" else (raw, ())
     raw = drop_empty_texts(raw)
     if recipe.target == "number":
         return number_labels(drop_missing_labels(raw)), ()
@@ -125,6 +129,19 @@ def index_labels(raw: Raw) -> tuple[Raw, tuple[str, ...]]:
     values = [sorted(index[name] for name in value) if several else index[value] for value in column]
     labels = pa.array(values, pa.list_(pa.int32()) if several else pa.int32())
     return replace(_with_labels(raw, labels), notes=[*raw.notes, *notes]), tuple(names)
+
+
+def index_tags(raw: Raw) -> tuple[Raw, tuple[str, ...]]:
+    """A tag's name for each token → its index; ``O`` comes first, the others sorted."""
+    column = raw.table["label"].to_pylist()
+    names = sorted({tag for tags in column for tag in tags}, key=lambda tag: (tag != "O", tag))
+    if len(names) < 2:
+        raise DataError(
+            f"all tokens of the {len(column)} rows have the same tag {names!r}, expected at least two. Name the column with "
+            "data.label_column=NAME"
+        )
+    index = {name: number for number, name in enumerate(names)}
+    return _with_labels(raw, pa.array([[index[tag] for tag in tags] for tags in column], pa.list_(pa.int32()))), tuple(names)
 
 
 def number_labels(raw: Raw) -> Raw:

@@ -1,4 +1,4 @@
-"""Which column is the text, the label, or the image's path: named by the recipe, or guessed from a fixed list of names.
+"""Which column is the text, the label, or what else a row holds: named by the recipe, or guessed from a fixed list of names.
 
 The first name of the list that the table has wins, whatever its case, so the same header always gives the same guess; every
 guess is noted with the key that overrides it. Two columns that fit the winning name equally (``Text`` and ``text``) are an error.
@@ -15,10 +15,31 @@ NAMES = {
     "text": ["text", "sentence", "review", "content", "comment", "title", "body", "message", "文本", "内容", "评论", "句子"],
     "label": ["label", "labels", "class", "category", "sentiment", "target", "stars", "rating", "y", "标签", "类别", "情感", "分类"],
     "image": ["path", "image", "file", "filename", "file_name", "img", "图片", "路径", "文件"],
+    "document": ["text", "content", "document", "raw_content", "article", "body", "code", "文本", "内容", "文档", "正文"],
+    "tokens": ["tokens", "words", "token", "词", "词语", "分词", "字"],
+    "tags": ["tags", "ner_tags", "pos_tags", "labels", "tag", "label", "标签", "标注"],
+    "source": ["source", "src", "document", "article", "dialogue", "text", "content", "原文", "源文", "文章", "正文", "内容"],
+    "target": ["target", "tgt", "summary", "highlights", "abstract", "translation", "译文", "目标", "摘要", "总结"],
+    "first": ["first", "sentence1", "query", "anchor", "question", "premise", "text1", "问题", "查询", "句子1"],
+    "second": ["second", "sentence2", "positive", "answer", "hypothesis", "text2", "答案", "回答", "正例", "句子2"],
+    "negative": ["negative", "hard_negative", "负例"],
+    "score": ["score", "similarity", "similarity_score", "label", "分数", "相似度", "标签"],
 }
-_FLAGS = {"text": "data.input_column", "label": "data.label_column", "image": "data.input_column"}
+_FLAGS = {
+    "text": "data.input_column",
+    "label": "data.label_column",
+    "image": "data.input_column",
+    "document": "data.input_column",
+    "tokens": "data.input_column",
+    "tags": "data.label_column",
+    "source": "data.input_column",
+    "target": "data.label_column",
+    "first": "data.input_column",
+    "second": "data.label_column",
+}
+_WHAT = {"image": "image path", "first": "first text", "second": "second text"}
 
-Role = Literal["text", "label", "image"]
+Role = Literal["text", "label", "image", "document", "tokens", "tags", "source", "target", "first", "second", "negative", "score"]
 
 
 def find_column(names: Sequence[str], role: Role) -> str | None:
@@ -82,7 +103,7 @@ def _candidates(names: Sequence[str], role: Role) -> list[str]:
 
 
 def _what(role: Role) -> str:
-    return "image path" if role == "image" else role
+    return _WHAT.get(role, role)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -3,8 +3,8 @@
 Columns of every split table:
 
 ``id``      string, hash of the row's content (hex); identical rows have identical ids
-``label``   int32 (target class), list<int32> (multi-label) or float64 (number)
-text        ``text`` string
+``label``   int32 (target class), list<int32> (multi-label, and tags: one a token) or float64 (number); none for target none
+others      what the task's row holds: COLUMNS (``text`` for text classification, ``messages`` for chat …)
 images      ``path`` string (absolute), or, for arrays handed over in memory, ``pixels`` binary (height × width × channels,
             uint8, row-major) with ``height``, ``width``, ``channels`` int32
 """
@@ -26,26 +26,48 @@ import torch
 from frostline.data.report import DataReport
 from frostline.errors import DataError
 from frostline.files import write_atomically
+from frostline.recipe import TaskName
 
 SPLITS = ("train", "validation", "test")
+
+COLUMNS: dict[str, dict[str, pa.DataType]] = {
+    "text-classification": {"text": pa.string()},
+    "token-classification": {"tokens": pa.list_(pa.string())},
+    "chat": {"messages": pa.string(), "tools": pa.string()},
+    "causal-lm": {"text": pa.string()},
+    "preference": {"prompt": pa.string(), "chosen": pa.string(), "rejected": pa.string()},
+    "reward": {"prompt": pa.string(), "chosen": pa.string(), "rejected": pa.string()},
+    "translation": {"source": pa.string(), "target": pa.string()},
+    "summarisation": {"source": pa.string(), "target": pa.string()},
+    "embedding": {"first": pa.string(), "second": pa.string(), "negative": pa.string(), "score": pa.float64()},
+}
+"""Columns of a task's rows beside ``id`` and ``label``. Conversations (messages; prompt, chosen, rejected) are JSON lists of messages."""
+
+_LABEL_TYPES = {"class": pa.int32(), "multi-label": pa.list_(pa.int32()), "tags": pa.list_(pa.int32()), "number": pa.float64()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
     """What is to be learned: the task, what a label is, and the class names in the order of their indices."""
 
-    task: Literal["image-classification", "text-classification"]
-    target: Literal["class", "multi-label", "number"] = "class"
+    task: TaskName
+    target: Literal["class", "multi-label", "number", "tags", "none"] = "class"
+    """tags: a class for each token. none: the rows themselves say what is to be learned."""
     labels: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network ends in."""
-        return 1 if self.target == "number" else len(self.labels)
+        """How many numbers the network ends in (0: as the network has them, a vocabulary's worth or a vector)."""
+        return 1 if self.target == "number" or self.task == "reward" else len(self.labels)
 
 
 def labels_tensor(table: pa.Table, schema: Schema) -> torch.Tensor:
-    """The labels of a split as batches hold them: int64 (rows,) for a class, float32 (rows, outputs) otherwise."""
+    """The labels of a split as batches hold them: int64 (rows,) for a class, float32 (rows, outputs) for several or numbers.
+
+    Empty where a row has no label of its own, but each token has one.
+    """
+    if schema.target in ("tags", "none"):
+        return torch.empty(0)
     if schema.target == "class":
         return torch.from_numpy(table["label"].to_numpy().astype(np.int64))
     if schema.target == "number":
@@ -77,7 +99,8 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(asdict(self.schema), sort_keys=True).encode())
         for name, table in self.splits.items():
             digest.update(name.encode())
-            for row_id, label in zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True):
+            labels = table["label"].to_pylist() if "label" in table.column_names else [""] * table.num_rows
+            for row_id, label in zip(table["id"].to_pylist(), labels, strict=True):
                 digest.update(f"{row_id}:{label}\n".encode())
         return digest.hexdigest()
 
@@ -125,7 +148,7 @@ def _checked_schema(schema: Schema) -> Schema:
         options = get_args(get_type_hints(Schema)[name])
         if getattr(schema, name) not in options:
             raise ValueError(f"schema.{name} is {getattr(schema, name)!r}, expected one of {', '.join(options)}")
-    least = {"class": 2, "multi-label": 1, "number": 0}[schema.target]
+    least = {"class": 2, "multi-label": 1, "tags": 1}.get(schema.target, 0)
     if not all(isinstance(label, str) for label in schema.labels) or len(set(schema.labels)) < max(least, len(schema.labels)):
         raise ValueError(f"schema.labels is {schema.labels!r}, expected at least {least} different names")
     return schema
@@ -134,10 +157,9 @@ def _checked_schema(schema: Schema) -> Schema:
 def _checked_table(table: pa.Table, schema: Schema, name: str) -> pa.Table:
     """A table with the columns that the schema asks for and labels that it knows; its offsets stay inside its buffers."""
     table.validate(full=True)
-    kind = {"class": pa.int32(), "multi-label": pa.list_(pa.int32()), "number": pa.float64()}[schema.target]
-    needed = {"id": pa.string(), "label": kind}
-    if schema.task == "text-classification":
-        needed["text"] = pa.string()
+    needed = {"id": pa.string(), **({"label": _LABEL_TYPES[schema.target]} if schema.target in _LABEL_TYPES else {})}
+    if schema.task != "image-classification":
+        needed.update(COLUMNS[schema.task])
     elif "pixels" in table.column_names:
         needed.update(pixels=pa.binary(), height=pa.int32(), width=pa.int32(), channels=pa.int32())
     else:
@@ -148,8 +170,8 @@ def _checked_table(table: pa.Table, schema: Schema, name: str) -> pa.Table:
             raise ValueError(f"{name}: column {column!r} is {found}, expected {expected}")
         if column in ("id", "label") and table[column].null_count:
             raise ValueError(f"{name}: column {column!r} lacks {table[column].null_count} values, expected one in every row")
-    if schema.target != "number" and table.num_rows:
-        labels = pc.list_flatten(table["label"]) if schema.target == "multi-label" else table["label"]
+    if schema.labels and table.num_rows:
+        labels = table["label"] if schema.target == "class" else pc.list_flatten(table["label"])
         low, high = pc.min_max(labels).as_py().values()
         if low is not None and not 0 <= low <= high < len(schema.labels):
             raise ValueError(f"{name}: labels run from {low} to {high}, expected 0 to {len(schema.labels) - 1}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Tensor
 
 from frostline.data.dataset import Schema, labels_tensor
-from frostline.data.loader import Encode
+from frostline.data.loader import Encode, Encoded
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
-from frostline.recipe import AugmentRecipe
+from frostline.recipe import AugmentRecipe, DataRecipe
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,10 @@ class SplitSource:
     """Tokens of each row, for texts."""
     truncated: float | None = None
     """Share of the texts that were cut to the longest length."""
+    warnings: list[str] = field(default_factory=list)
+    """What must be told of the labels of tokens, each with a count and an example."""
+    row_labels: np.ndarray | None = None
+    """What each row is measured by where it is no label of the table: of documents the bytes, of pairs of texts scores or identities."""
 
     @property
     def rows(self) -> int:
@@ -33,7 +39,9 @@ class SplitSource:
 
     @cached_property
     def labels(self) -> Tensor:
-        """The labels of all rows, as a Batch holds them."""
+        """The labels of all rows, as a Batch holds them; for documents, whose labels are tokens, the bytes of each row."""
+        if self.row_labels is not None:
+            return torch.from_numpy(self.row_labels)
         return labels_tensor(self.table, self.schema)
 
 
@@ -42,17 +50,46 @@ def split_source(
     schema: Schema,
     preprocess: ImagePreprocess | TextPreprocess,
     *,
-    max_pixels: int = 100_000_000,
+    recipe: DataRecipe | None = None,
     augment: AugmentRecipe | None = None,
     seed: int = 0,
 ) -> SplitSource:
-    """The source of one split; ``augment`` for the training split only."""
+    """The source of one split; ``augment`` for the training split only. ``recipe``: what else was set for data."""
+    recipe = recipe or DataRecipe()
     if isinstance(preprocess, ImagePreprocess):
         from frostline.data.image_encoder import image_encoder
 
-        encode = image_encoder(table, schema, preprocess, max_pixels=max_pixels, augment=augment, seed=seed)
+        encode = image_encoder(table, schema, preprocess, max_pixels=recipe.max_pixels, augment=augment, seed=seed)
         return SplitSource(table=table, schema=schema, encode=encode)
-    from frostline.data.text_encoder import text_encoder
+    if schema.task == "text-classification":
+        from frostline.data.text_encoder import text_encoder
 
-    encode, lengths, truncated = text_encoder(table, schema, preprocess)
-    return SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
+        encode, lengths, truncated = text_encoder(table, schema, preprocess)
+        return SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
+    made = _rows_encoder(schema.task)(table, preprocess, recipe)
+    return SplitSource(
+        table=table.take(pa.array(made.kept)),
+        schema=schema,
+        encode=made.encode,
+        lengths=made.lengths,
+        truncated=made.truncated / max(1, table.num_rows),
+        warnings=made.warnings,
+        row_labels=made.row_labels,
+    )
+
+
+def _rows_encoder(task: str) -> Callable[[pa.Table, TextPreprocess, DataRecipe], Encoded]:
+    """What makes a task's batches of tokens; it may drop rows, and says which it kept."""
+    from frostline.data import chat_encoder, document_encoder, embedding_encoder, parallel_encoder, preference_encoder, tag_encoder
+
+    encoders = {
+        "chat": chat_encoder,
+        "causal-lm": document_encoder,
+        "token-classification": tag_encoder,
+        "translation": parallel_encoder,
+        "summarisation": parallel_encoder,
+        "preference": preference_encoder,
+        "reward": preference_encoder,
+        "embedding": embedding_encoder,
+    }
+    return encoders[task].encoder

@@ -10,7 +10,7 @@ import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     """The network's keyword arguments; the first dimension of each is the row."""
     labels: torch.Tensor
-    """int64 (rows,) for a class; float32 (rows, outputs) for several labels, mixed classes or numbers."""
+    """int64 (rows,) for a class; float32 (rows, outputs) for several labels, mixed classes or numbers; int64 (rows, tokens) where
+    each position has one, -100 where it counts nothing (a language model's are shifted: what the position is to predict)."""
     rows: torch.Tensor
     """int64 (rows,): positions in the split's table."""
+    reference: torch.Tensor | None = None
+    """float64 (rows, 2): what the frozen reference gives for the chosen and the rejected answer; for preferences."""
     border: tuple[torch.Tensor, ...] | None = None
     """What the frozen prefix gives for these rows, where it was cached; None: the prefix has to be run."""
 
@@ -38,10 +41,29 @@ Encode = Callable[[np.ndarray, int | None], Batch]
 """(rows, epoch) → Batch. ``epoch`` is None outside training: no augmentation then."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One split of a task with tokens, ready to be batched."""
+
+    encode: Encode
+    kept: np.ndarray
+    """int64 (rows,): for each row that is batched, the row of the split's table that it was made from."""
+    lengths: np.ndarray
+    """int64 (rows,): tokens of each."""
+    truncated: int = 0
+    """How many rows were cut."""
+    warnings: list[str] = field(default_factory=list)
+    """What a user must be told of the labels: cuts, missing end tokens, templates, each with a count and an example."""
+    row_labels: np.ndarray | None = None
+    """What a row is measured by where it is no label of the table: for documents int64 (rows,), the bytes (UTF-8) of the text that
+    its labels stand for; for pairs of texts their scores, or which texts they are."""
+
+
 def epoch_batches(count: int, batch: int, seed: int, epoch: int, lengths: np.ndarray | Sequence[int] | None = None) -> list[np.ndarray]:
     """The row indices of each batch of one training epoch; every row once, the last batch may be smaller.
 
-    With ``lengths``, rows of like length meet in one batch (sorted within windows of 32 batches), so that little is padded.
+    With ``lengths``, rows of like length meet in one batch (sorted within windows of 32 batches), so that little is padded, and
+    the largest batch is the first of epoch 0.
 
     >>> [len(rows) for rows in epoch_batches(5, 2, seed=0, epoch=0)]
     [2, 2, 1]
@@ -57,7 +79,11 @@ def epoch_batches(count: int, batch: int, seed: int, epoch: int, lengths: np.nda
         rows = order[start : start + window]
         rows = rows[np.argsort(size[rows], kind="stable")]
         batches += [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    return [batches[index] for index in rng.permutation(len(batches))]
+    mixed = [batches[index] for index in rng.permutation(len(batches))]
+    if epoch == 0:  # the worst first: what does not fit in memory is told in the first step, not after hours (law 7)
+        largest = max(range(len(mixed)), key=lambda index: len(mixed[index]) * int(size[mixed[index]].max()))
+        mixed.insert(0, mixed.pop(largest))
+    return mixed
 
 
 def plain_batches(count: int, batch: int, lengths: np.ndarray | Sequence[int] | None = None) -> list[np.ndarray]:

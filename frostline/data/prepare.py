@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frostline.data.clean import WARNING, clean
-from frostline.data.dataset import SPLITS, Dataset, Schema, load_dataset
+from frostline.data.clean import CLASSIFICATION, WARNING, clean
+from frostline.data.dataset import COLUMNS, SPLITS, Dataset, Schema, load_dataset
 from frostline.data.raw import Raw
 from frostline.data.report import DataReport, group_set_aside, histogram
 from frostline.data.sources import read_object, read_recipe
@@ -36,7 +36,6 @@ def prepare(
     task: str | None = None,
     recipe: DataRecipe | None = None,
     class_names: Sequence[str] | None = None,
-    seed: int = 0,
     progress: bool = True,
     **options: Any,
 ) -> Dataset:
@@ -56,7 +55,7 @@ def prepare(
     named = isinstance(data, str | os.PathLike)
     if named:
         values["data.path"] = os.fspath(data)
-    full = replace(Recipe(), data=recipe or DataRecipe(), seed=seed).with_values(values)
+    full = replace(Recipe(), data=recipe or DataRecipe()).with_values(values)
     if data is None or named:
         return from_recipe(full, progress=progress)
     return _divide(read_object(data, full.data, class_names), full, "")
@@ -87,20 +86,22 @@ def _prepared(folder: Path, recipe: DataRecipe) -> Dataset:
 
 
 def _divide(raw: Raw, recipe: Recipe, source: str) -> Dataset:
-    data = recipe.data
+    # The seed that decides is kept with the rows: where they are taken up under another seed, the division stays this one.
+    seed = recipe.seed if recipe.data.seed is None else recipe.data.seed
+    data = replace(recipe.data, seed=seed)
     if data.task is not None and raw.task != data.task:
         raise DataError(
             f"{source or 'the data'} is for {raw.task}, but data.task got {data.task!r}. Leave data.task out, or give other data"
         )
     raw, classes = clean(raw, data)
-    schema = Schema(task=raw.task, target=data.target, labels=classes)  # type: ignore[arg-type]
+    schema = Schema(task=raw.task, target=_target(raw.task, data), labels=classes)  # type: ignore[arg-type]
     raw, leakage = _without_leaks(raw)
-    raw = _limited(raw, recipe)
+    raw = _limited(raw, data, seed)
     _check_enough(raw, data)
     table = raw.table
     strata = _strata(table, schema)
     ids, given = table["id"].to_pylist(), _column(table, "split")
-    names = split_rows(ids, strata, _column(table, "group"), given, data.val, data.test_share, recipe.seed)
+    names = split_rows(ids, strata, _column(table, "group"), given, data.val, data.test_share, seed)
     notes = [*raw.notes, *_conflicts(table), *_check_classes(table, names, given, schema), *_about_splits(names, given, data)]
     splits = _tables(table, names)
     report = DataReport(
@@ -109,7 +110,7 @@ def _divide(raw: Raw, recipe: Recipe, source: str) -> Dataset:
         target=schema.target,
         rows={name: part.num_rows for name, part in splits.items()},
         classes=_class_counts(splits, schema),
-        sizes=_sizes(table),
+        sizes=_sizes(table, schema.task),
         duplicates=_duplicates(table),
         leakage=leakage,
         set_aside=group_set_aside(raw.set_aside),
@@ -117,6 +118,13 @@ def _divide(raw: Raw, recipe: Recipe, source: str) -> Dataset:
         notes=[note for note in notes if not note.startswith(WARNING)],
     )
     return Dataset(schema=schema, splits=splits, report=report, recipe=asdict(data))
+
+
+def _target(task: str, data: DataRecipe) -> str:
+    """What a label of the task is; ``data.target`` chooses for classification alone."""
+    if task in CLASSIFICATION:
+        return data.target
+    return "tags" if task == "token-classification" else "none"
 
 
 def _column(table: pa.Table, name: str) -> list[Any] | None:
@@ -139,25 +147,26 @@ def _without_leaks(raw: Raw) -> tuple[Raw, dict[str, Any]]:
     return raw, {"count": len(leaking), "examples": examples}
 
 
-def _limited(raw: Raw, recipe: Recipe) -> Raw:
-    limit = recipe.data.limit
+def _limited(raw: Raw, data: DataRecipe, seed: int) -> Raw:
+    limit = data.limit
     if limit is None:
         return raw
     table = raw.table
-    labels = [str(label) for label in table["label"].to_pylist()] if recipe.data.target == "class" else [""] * table.num_rows
+    by_class = data.target == "class" and raw.task in CLASSIFICATION
+    labels = [str(label) for label in table["label"].to_pylist()] if by_class else [""] * table.num_rows
     strata = list(zip(_column(table, "split") or [None] * table.num_rows, labels, strict=True))
-    rows = limit_rows(table["id"].to_pylist(), strata, limit, recipe.seed)
+    rows = limit_rows(table["id"].to_pylist(), strata, limit, seed)
     note = f"data.limit={limit}: {len(rows)} of {table.num_rows} rows are used, chosen by the seed"
     return replace(_keep_rows(raw, rows), notes=[*raw.notes, note])
 
 
 def _strata(table: pa.Table, schema: Schema) -> list[Hashable]:
-    """By what the division is balanced: the class; of several labels the rarest; nothing for numbers."""
+    """By what the division is balanced: the class; of several labels (or tags) the rarest; nothing for numbers and rows without."""
+    if schema.target in ("number", "none"):
+        return [0] * table.num_rows
     labels = table["label"].to_pylist()
     if schema.target == "class":
         return labels
-    if schema.target == "number":
-        return [0] * len(labels)
     counts = Counter(label for several in labels for label in several)
     return [min(several, key=lambda label: (counts[label], label), default=-1) for several in labels]
 
@@ -182,7 +191,7 @@ def _check_enough(raw: Raw, data: DataRecipe) -> None:
 
 def _check_classes(table: pa.Table, names: Sequence[str], given: Sequence[str | None] | None, schema: Schema) -> list[str]:
     """Warnings of classes that a held-out split lacks. Raises DataError for classes that training lacks."""
-    if schema.target == "number":
+    if schema.target in ("number", "none"):
         return []
     present: dict[str, set[int]] = defaultdict(set)
     for name, label in zip(names, table["label"].to_pylist(), strict=True):
@@ -216,6 +225,8 @@ def _listed(indices: set[int], schema: Schema, most: int = 10) -> str:
 
 def _conflicts(table: pa.Table) -> list[str]:
     """A warning where identical rows have different labels."""
+    if "label" not in table.column_names:
+        return []
     first: dict[str, int] = {}
     labels, conflicts = table["label"].to_pylist(), []
     for row, row_id in enumerate(table["id"].to_pylist()):
@@ -260,9 +271,13 @@ def _class_counts(splits: dict[str, pa.Table], schema: Schema) -> dict[str, dict
     return counts
 
 
-def _sizes(table: pa.Table) -> dict[str, Any]:
-    if "text" in table.column_names:
-        return histogram(pc.utf8_length(table["text"]).to_numpy(), "characters")
+def _sizes(table: pa.Table, task: str) -> dict[str, Any]:
+    texts = [name for name in COLUMNS.get(task, ()) if table.schema.field(name).type == pa.string()]
+    if texts:
+        lengths = [pc.fill_null(pc.utf8_length(table[name]), 0).to_numpy() for name in texts]
+        return histogram(np.sum(lengths, axis=0), "characters")
+    if "tokens" in table.column_names:
+        return histogram(pc.list_value_length(table["tokens"]).to_numpy(), "words")
     height, width = ("image_height", "image_width") if "image_height" in table.column_names else ("height", "width")
     return histogram(pc.min_element_wise(table[height], table[width]).to_numpy(), "shorter side in pixels")
 

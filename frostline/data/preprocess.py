@@ -37,7 +37,10 @@ class TextPreprocess:
     """A ``transformers.PreTrainedTokenizerFast``."""
     max_length: int = 256
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-    """Names of the network's arguments."""
+    """Names of the network's arguments; an encoder-decoder's have ``decoder_input_ids`` among them."""
+    start: int | None = None
+    """For an encoder-decoder: the id that a target begins with (``decoder_input_ids`` are it and the target without its last)."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "text", "max_length": self.max_length, "inputs": self.inputs}
+        values = {"kind": "text", "max_length": self.max_length, "inputs": self.inputs}
+        return values if self.start is None else {**values, "start": self.start}

@@ -21,8 +21,9 @@ class Raw:
     """One table of all rows.
 
     Columns: ``id`` string (content hash), ``origin`` string, the input (``text``; or ``path``; or ``pixels, height, width,
-    channels``), ``label`` (string for a class, list<string> for several labels, float64 for a number; null where missing),
-    and, where known, ``split`` (train, validation, test) and ``group`` string.
+    channels``; or what dataset.COLUMNS says of the task), ``label`` for classification (string for a class, list<string> for
+    several labels, float64 for a number; null where missing) and for token classification (list<string>, a tag a token), and,
+    where known, ``split`` (train, validation, test) and ``group`` string.
     """
 
     task: str

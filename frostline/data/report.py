@@ -81,8 +81,9 @@ class DataReport:
         return "\n".join(part for part in parts if part)
 
     def _headline(self) -> str:
-        kinds = f"{len(self.classes)} classes" if self.target != "number" else "numbers"
-        return " · ".join([self.source or "(in memory)", self.task, kinds, f"{sum(self.rows.values()):,} rows"])
+        count = len(self.classes)
+        kinds = {"number": ["numbers"], "none": [], "tags": [f"{count} tags"]}.get(self.target, [f"{count} classes"])
+        return " · ".join([self.source or "(in memory)", self.task, *kinds, f"{sum(self.rows.values()):,} rows"])
 
     def _cells(self, most: int) -> list[list[str]]:
         """Header, a row per class, and the sum; classes beyond ``most`` in one row."""

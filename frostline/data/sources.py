@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from frostline.data import text_sources
+from frostline.data import conversations, documents, parallel_text, preferences, tagged_text, text_pairs, text_sources
+from frostline.data.clean import CLASSIFICATION
 from frostline.data.columns import find_column
 from frostline.data.places import place_fault
 from frostline.data.raw import Raw, SetAside
@@ -52,6 +53,8 @@ def read_path(path: Path, recipe: DataRecipe, *, progress: bool = True) -> Raw:
     """The rows of one file or folder."""
     if not path.exists():
         raise DataError(_missing_path(path))
+    if (read := _path_reader(recipe.task)) and (raw := read(path, recipe)) is not None:
+        return raw
     if path.is_dir():
         return _read_folder(path, recipe, progress)
     if not path.is_file():  # opening a pipe would wait for ever
@@ -78,6 +81,9 @@ def read_object(source: Any, recipe: DataRecipe, class_names: Sequence[str] | No
         return image_sources.from_torch_dataset(source)
     if isinstance(source, dict):
         return _from_columns(source, recipe)
+    if isinstance(source, list) and source and all(isinstance(row, dict) for row in source):
+        names = dict.fromkeys(name for row in source for name in row)
+        return _from_columns({name: [row.get(name) for row in source] for name in names}, recipe)
     if isinstance(source, tuple) and len(source) == 2:
         inputs, labels = source
         if len(inputs) != len(labels):
@@ -91,7 +97,7 @@ def read_object(source: Any, recipe: DataRecipe, class_names: Sequence[str] | No
         return _from_columns({"text": [text for text, _ in source], "label": [label for _, label in source]}, recipe)
     raise DataError(
         f"the data is {_described(source)}, expected a path, (images, labels), (texts, labels), [(text, label), …], "
-        '{"text": [...], "label": [...]} or a torch Dataset'
+        '{"text": [...], "label": [...]}, [{"messages": [...]}, …] or a torch Dataset'
     )
 
 
@@ -127,7 +133,9 @@ def _from_columns(columns: dict[str, Any], recipe: DataRecipe) -> Raw:
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
         raise DataError(f"got columns of lengths {lengths!r}, expected the same length, at least 1")
     table = pa.table({str(name): spell_column(list(values)) for name, values in columns.items()})
-    return text_sources.from_table(Table(table=table, origins=[f"row:{row}" for row in range(table.num_rows)]), recipe)
+    task = recipe.task or _table_task(table, recipe)
+    read = _table_reader("text-classification" if task == "image-classification" else task)  # images in memory are arrays
+    return read(Table(table=table, origins=[f"row:{row}" for row in range(table.num_rows)]), recipe)
 
 
 # -- Folders ----------------------------------------------------------------------------------------------------------
@@ -187,6 +195,11 @@ def _read_found(folder: Path, found: _Contents, recipe: DataRecipe, progress: bo
     tables = [path for path in found.tables if not found.images or _split_of(path) or path.stem.casefold() in _BESIDE_IMAGES]
     if tables and not (found.images and recipe.task == "text-classification"):
         return _read_tables(folder, tables, recipe, progress)
+    if recipe.task not in (None, *CLASSIFICATION):
+        raise DataError(
+            f"{str(folder)!r} holds no table that can be read for data.task={recipe.task!r}, expected one of {', '.join(TABLE_SUFFIXES)}. "
+            "Give the file itself"
+        )
     wanted = {"image-classification": found.images, "text-classification": found.texts}
     task: str = recipe.task or max(wanted, key=lambda name: wanted[name])
     if not wanted[task]:
@@ -245,8 +258,11 @@ def _split_of(path: Path) -> str | None:
 def _read_table(path: Path, recipe: DataRecipe, progress: bool) -> Raw:
     table = read_table(path, recipe.encoding)
     task = recipe.task or _table_task(table.table, recipe)
-    if task == "text-classification":
-        return text_sources.from_table(table, recipe)
+    if task != "image-classification":
+        raw = _table_reader(task)(table, recipe)
+        if recipe.task is None and task != "text-classification":
+            raw.notes.append(f"task: {task} (guessed from the columns; set data.task)")
+        return raw
     from frostline.data import image_sources
 
     raw = image_sources.from_table(table.table, table.origins, path.parent, recipe, progress=progress)
@@ -254,9 +270,41 @@ def _read_table(path: Path, recipe: DataRecipe, progress: bool) -> Raw:
     return raw
 
 
+def _table_reader(task: str) -> Callable[[Table, DataRecipe], Raw]:
+    """What makes a task's rows of a table's. Images have a reader of their own, which needs the table's folder."""
+    readers = {
+        "text-classification": text_sources,
+        "token-classification": tagged_text,
+        "chat": conversations,
+        "causal-lm": documents,
+        "preference": preferences,
+        "reward": preferences,
+        "translation": parallel_text,
+        "summarisation": parallel_text,
+        "embedding": text_pairs,
+    }
+    return readers[task].from_table
+
+
+def _path_reader(task: str | None) -> Callable[[Path, DataRecipe], Raw | None] | None:
+    """What reads the files that only this task has (CoNLL, TMX, plain documents); it gives None for a table or a folder of them."""
+    readers = {
+        "token-classification": tagged_text.from_path,
+        "causal-lm": documents.from_path,
+        "translation": parallel_text.from_path,
+        "summarisation": parallel_text.from_path,
+    }
+    return readers.get(task or "")
+
+
 def _table_task(table: pa.Table, recipe: DataRecipe) -> str:
-    """Images, if the input column's values (the first hundred that are not empty) mostly end as image files do."""
+    """Chat and preferences by their columns. Images, if the input column's values (the first hundred that are not empty)
+    mostly end as image files do."""
     names = table.column_names
+    if {"chosen", "rejected"} <= set(names) or {"prompt", "completion", "label"} <= set(names):  # as chat, bad answers would be learned too
+        return "preference"
+    if recipe.label_column is None and conversations.looks_like_chat(names):
+        return "chat"
     column = recipe.input_column or find_column(names, "image")
     if column is None or column not in names:  # a name that is wrong is the text reader's to refuse
         return "text-classification"

@@ -8,7 +8,7 @@ from frostline.data.columns import NAMES, choose_column, find_column
 from frostline.errors import DataError
 
 
-@pytest.mark.parametrize("role", ["text", "label", "image"])
+@pytest.mark.parametrize("role", list(NAMES))
 def test_every_name_is_recognised_in_any_case(role):
     for name in NAMES[role]:
         assert find_column(["id", name.upper(), "other"], role) == name.upper()

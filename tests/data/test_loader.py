@@ -39,6 +39,30 @@ def test_lengths_reduce_padding():
     assert padded(plain_batches(2000, 16, lengths)) < 0.65 * padded(plain_batches(2000, 16))
 
 
+@pytest.mark.parametrize("longest", [0, 57, 100])
+def test_the_worst_batch_comes_first_and_only_in_the_first_epoch(longest):
+    """Law 7: what does not fit in memory is told in the first step. The rest of the order is as it would be."""
+    lengths = np.random.default_rng(0).integers(1, 50, 101)
+    lengths[longest] = 200
+    first = epoch_batches(101, 8, seed=3, epoch=0, lengths=lengths)
+    padded = [len(rows) * lengths[rows].max() for rows in first]
+    assert longest in first[0] and padded[0] == max(padded) and sorted(np.concatenate(first)) == list(range(101))
+    again = epoch_batches(101, 8, seed=3, epoch=0, lengths=lengths)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    leading = []
+    for epoch in range(1, 13):
+        batches = epoch_batches(101, 8, seed=3, epoch=epoch, lengths=lengths)
+        leading.append(longest in batches[0])
+    assert not all(leading), "later epochs are mixed"
+
+
+def test_what_counts_is_the_padded_size_and_not_the_longest_row():
+    lengths = [30] + [20] * 8  # the row of 30 stands alone in the last, smaller batch
+    assert epoch_batches(9, 8, seed=0, epoch=0, lengths=lengths)[0].tolist() != [0]
+    assert len(epoch_batches(9, 8, seed=0, epoch=0, lengths=lengths)[0]) == 8
+    assert [len(rows) for rows in epoch_batches(9, 8, seed=0, epoch=0)] == [8, 1]
+
+
 def test_an_error_in_a_worker_reaches_the_caller():
     def broken(rows, epoch):
         raise ValueError("row 3")

@@ -116,9 +116,30 @@ def test_saved_and_read_again(tmp_path):
     assert prepare(tmp_path / "prepared", task="text-classification").schema == made.schema
     with pytest.raises(DataError, match=r"was prepared with data\.val=0\.2, but the recipe asks for 0\.3\. Leave data\.val out"):
         prepare(tmp_path / "prepared", val=0.3)
+    with pytest.raises(DataError, match=r"was prepared with data\.seed=0, but the recipe asks for 4\. Leave data\.seed out"):
+        prepare(tmp_path / "prepared", seed=4)
     (tmp_path / "prepared" / "train.arrow").write_bytes(b"damaged")
     with pytest.raises(DataError, match="is not a readable prepared dataset"):
         prepare(tmp_path / "prepared")
+
+
+@pytest.mark.parametrize("key", ["seed", "data.seed"])
+def test_the_seed_that_divided_the_rows_is_saved_with_them(tmp_path, key):
+    path = csv_of(tmp_path / "a.csv", TEXTS)
+    made = from_recipe(Recipe().with_values({"data.path": str(path), "data.limit": 50, key: 5}))
+    assert made.recipe["seed"] == 5 and made.fingerprint == prepare(path, seed=5, limit=50).fingerprint
+    assert made.fingerprint != prepare(path, limit=50).fingerprint
+    made.save(tmp_path / "prepared")
+    for values in ({}, {"seed": 9}, {"data.seed": 5}, {"seed": 9, "data.seed": 5}):
+        again = from_recipe(Recipe().with_values({"data.path": str(tmp_path / "prepared"), **values}))
+        assert again.fingerprint == made.fingerprint and again.recipe["seed"] == 5
+
+
+def test_what_was_saved_before_recipes_had_a_seed_for_the_data_is_read(tmp_path):
+    made = prepare(TEXTS, seed=3)
+    del made.recipe["seed"]
+    made.save(tmp_path / "prepared")
+    assert from_recipe(Recipe(seed=8).with_values({"data.path": str(tmp_path / "prepared")})).fingerprint == made.fingerprint
 
 
 @pytest.mark.parametrize(

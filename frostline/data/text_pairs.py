@@ -1,0 +1,115 @@
+"""Texts that belong together, for embeddings: pairs, triplets, and pairs with a score.
+
+Pairs      ``first`` and ``second``: a question and its answer, two sentences that mean the same
+Triplets   also a ``negative``: a text that does not belong to the first. A list of negatives makes a row for each
+Scores     how alike two texts are. From 0 to 1 they stay as they are; 0 to 5 (STS-B), 0 to 10 and 0 to 100 are divided, and noted
+
+All rows of a file are of one kind. A row that lacks a part is set aside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from frostline.data.columns import choose_column, find_column
+from frostline.data.raw import Raw, SetAside
+from frostline.data.tables import Table, spell_column
+from frostline.data.text_sources import group_column, text_id
+from frostline.errors import DataError
+from frostline.recipe import DataRecipe
+
+_SCALES = (1.0, 5.0, 10.0, 100.0)
+
+Row = tuple[str, str, str | None, float | None]
+
+
+def from_table(table: Table, recipe: DataRecipe) -> Raw:
+    """Rows of a table; columns as the recipe names them, or guessed and noted."""
+    names, where = table.table.column_names, table.origins[0].rpartition(":")[0] or "table"
+    first, notes = choose_column(names, "first", recipe.input_column, where)
+    second, more = choose_column([name for name in names if name != first], "second", recipe.label_column, where)
+    negative, score = (_optional(names, role, {first, second}) for role in ("negative", "score"))
+    if negative and score:
+        notes.append(f"warning: the column {score!r} is not read, since the rows have negatives")
+        score = None
+    notes += [f"{role} column: {name!r} (guessed)" for role, name in (("negative", negative), ("score", score)) if name]
+    columns = [_column(table.table, name) for name in (first, second, negative, score)]
+    groups: list[str | None] = [None] * len(table.origins)
+    if recipe.group_column is not None:
+        groups = group_column(table.table, recipe.group_column, where).to_pylist()
+    made, origins, owners, aside = [], [], [], []
+    for row, cells in enumerate(zip(*columns)):
+        found = _rows(cells, bool(negative), bool(score))
+        if isinstance(found, str):
+            aside.append(SetAside(origin=table.origins[row], reason=found))
+            continue
+        made += found
+        origins += [table.origins[row]] * len(found)
+        owners += [groups[row]] * len(found)
+    if not made:
+        first_aside = f"{len(aside)} set aside, first {aside[0].origin}: {aside[0].reason}" if aside else "there is none"
+        raise DataError(f"no row has all its texts ({first_aside}). Name the columns with data.input_column=NAME data.label_column=NAME")
+    if score:
+        made, scaled = _scaled(made, score, where)
+        notes += scaled
+    raw = _raw(made, origins, owners if recipe.group_column is not None else None)
+    raw.set_aside, raw.notes = [*table.set_aside, *aside], [*table.notes, *notes, *more]
+    return raw
+
+
+def _optional(names: list[str], role: Any, taken: set[str]) -> str | None:
+    return find_column([name for name in names if name not in taken], role)
+
+
+def _column(table: pa.Table, name: str | None) -> list[Any]:
+    return [None] * table.num_rows if name is None else spell_column(table[name].to_pylist()).to_pylist()
+
+
+def _rows(cells: tuple[Any, ...], negative: bool, score: bool) -> list[Row] | str:
+    """The rows that a table's row makes, or why it makes none."""
+    for name, cell in zip(("first", "second"), cells):
+        if isinstance(cell, list):
+            return f"the {name} text is a list of {len(cell)}, expected one text"
+        if not cell or not cell.strip():
+            return f"no {name} text"
+    first, second = cells[0].strip(), cells[1].strip()
+    if negative:
+        several = cells[2] if isinstance(cells[2], list) else [cells[2] or ""]
+        found: list[Row] = [(first, second, text.strip(), None) for text in several if text.strip()]
+        return found or "no negative text"
+    if not score:
+        return [(first, second, None, None)]
+    try:
+        number = float(cells[3])
+    except (TypeError, ValueError):
+        return f"the score {cells[3]!r} is not a number"
+    return [(first, second, None, number)] if abs(number) < float("inf") else f"the score {cells[3]!r} is not a number"
+
+
+def _scaled(rows: list[Row], column: str, where: str) -> tuple[list[Row], list[str]]:
+    """The rows with scores from 0 to 1, and a note if that changed them."""
+    numbers = [row[3] for row in rows if row[3] is not None]
+    low, high = min(numbers), max(numbers)
+    scale = next((scale for scale in _SCALES if high <= scale), None)
+    if low < 0 or scale is None:
+        raise DataError(
+            f"{where}: the scores in {column!r} run from {low:g} to {high:g}, expected 0 to 1, 0 to 5, 0 to 10 or 0 to 100. Scale them"
+        )
+    if scale == 1:
+        return rows, []
+    note = f"scores: {low:g} to {high:g} in {column!r}, divided by {scale:g}"
+    return [(first, second, negative, (number or 0.0) / scale) for first, second, negative, number in rows], [note]
+
+
+def _raw(rows: list[Row], origins: list[str], groups: list[str | None] | None) -> Raw:
+    columns = {
+        "id": pa.array([text_id("\x1f".join("" if part is None else str(part) for part in row)) for row in rows], pa.string()),
+        "origin": pa.array(origins, pa.string()),
+        **{name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(("first", "second", "negative"))},
+        "score": pa.array([row[3] for row in rows], pa.float64()),
+    }
+    if groups is not None:
+        columns["group"] = pa.array(groups, pa.string())
+    return Raw(task="embedding", table=pa.table(columns))
