@@ -17,12 +17,32 @@ def get_task(name: str) -> Task:
     'text'
     """
     # Imported here, so that `import frostline.tasks` does not import torch.
-    from frostline.tasks import image_classification, text_classification
+    from frostline.tasks import (
+        causal_lm,
+        chat,
+        embedding,
+        image_classification,
+        preference,
+        reward,
+        summarisation,
+        text_classification,
+        token_classification,
+        translation,
+    )
 
-    tasks = {
-        "image-classification": image_classification.TASK,
-        "text-classification": text_classification.TASK,
-    }
+    modules = (
+        image_classification,
+        text_classification,
+        token_classification,
+        chat,
+        causal_lm,
+        preference,
+        reward,
+        translation,
+        summarisation,
+        embedding,
+    )
+    tasks = {module.TASK.name: module.TASK for module in modules}
     if name not in tasks:
         raise RecipeError(f"data.task: {name!r} is not a known task, expected one of {', '.join(tasks)}. Use: --task {next(iter(tasks))}")
     return tasks[name]

@@ -13,11 +13,33 @@ THRESHOLD = 0.5
 """From this probability on a label counts as given, for target multi-label."""
 
 
-def scores(schema: Schema, logits: torch.Tensor) -> torch.Tensor:
+def scores(schema: Schema, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
     """Logits → probabilities (softmax for a class, sigmoid for several) or the numbers as they are; float32 (rows, outputs)."""
     if schema.target == "class":
         return torch.softmax(logits.float(), dim=1)
     return torch.sigmoid(logits.float()) if schema.target == "multi-label" else logits.float()
+
+
+def running(schema: Schema, logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """``(sum, rows)`` of what :func:`running_name` says: rows that are right, or absolute errors."""
+    if schema.target == "class":
+        truth = labels.argmax(1) if labels.dim() == 2 else labels
+        total = (logits.argmax(1) == truth).sum()
+    elif schema.target == "multi-label":
+        total = ((logits > 0) == (labels > 0.5)).float().mean(1).sum()
+    else:
+        total = (logits - labels).abs().sum()
+    return float(total), float(len(labels))
+
+
+def running_name(schema: Schema) -> str:
+    """The score that is shown beside the loss while training."""
+    return {"class": "accuracy", "multi-label": "label_accuracy", "number": "mae"}[schema.target]
+
+
+def best_by(schema: Schema) -> str:
+    """The validation metric that chooses the checkpoint."""
+    return {"class": "accuracy", "multi-label": "f1_micro", "number": "loss"}[schema.target]
 
 
 def decode(schema: Schema, row: np.ndarray) -> dict[str, Any]:

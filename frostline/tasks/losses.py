@@ -32,8 +32,24 @@ from frostline.tasks.task import LossOptions
 IGNORED = -100
 """The label of a row that does not count, as in torch."""
 
-_AUTO = {"class": "cross-entropy", "multi-label": "bce", "number": "mse"}
-_FITTING = {"class": ("cross-entropy", "focal"), "multi-label": ("bce", "focal"), "number": ("mse",)}
+_AUTO = {"class": "cross-entropy", "multi-label": "bce", "number": "mse", "tags": "cross-entropy", "none": "cross-entropy"}
+_FITTING = {
+    "class": ("cross-entropy", "focal"),
+    "multi-label": ("bce", "focal"),
+    "number": ("mse",),
+    "tags": ("cross-entropy",),
+    "none": ("cross-entropy",),
+}
+_OF_TASK = {
+    "preference": ("dpo", "ipo", "orpo", "kto", "simpo"),
+    "reward": ("bradley-terry",),
+    "embedding": ("contrastive", "cosine", "triplet"),
+}
+"""Losses of tasks whose rows have no label; the first is what auto means. They are in the tasks' own files."""
+_BETA = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "kto": 0.1, "simpo": 2.0}
+"""What ``beta`` is when it is not given: as in the papers."""
+_SMOOTHED = {"cross-entropy": 1.0, "dpo": 0.5}
+"""The losses that know label smoothing, and what it must stay below: half the pairs the wrong way round teach nothing."""
 
 SumAndCount = tuple[torch.Tensor, torch.Tensor]
 
@@ -51,35 +67,78 @@ def loss_name(recipe: TrainRecipe, schema: Schema) -> str:
     >>> loss_name(TrainRecipe(), Schema(task="text-classification", target="number"))
     'mse'
     """
-    return _AUTO[schema.target] if recipe.loss == "auto" else recipe.loss
+    if recipe.loss != "auto":
+        return recipe.loss
+    return _OF_TASK[schema.task][0] if schema.task in _OF_TASK else _AUTO[schema.target]
+
+
+def beta_of(recipe: TrainRecipe, schema: Schema) -> float:
+    """The recipe's beta, or the loss's own."""
+    return _BETA[loss_name(recipe, schema)] if recipe.beta is None else recipe.beta
 
 
 def loss_conflicts(recipe: TrainRecipe, schema: Schema) -> list[str]:
     """Settings of the loss that exclude each other, each as one message; empty when all is well."""
     name = loss_name(recipe, schema)
     found = []
-    if name not in _FITTING[schema.target]:
-        fitting = " or ".join(_FITTING[schema.target])
-        found.append(f"train.loss: {name!r} does not fit data.target {schema.target!r}, expected {fitting}. Use: train.loss=auto")
+    fitting = _OF_TASK.get(schema.task, _FITTING[schema.target])
+    if name not in fitting:
+        of = f"data.task {schema.task!r}" if schema.task in _OF_TASK else f"data.target {schema.target!r}"
+        found.append(f"train.loss: {name!r} does not fit {of}, expected {' or '.join(fitting)}. Use: train.loss=auto")
+    found += _smoothing_conflicts(recipe, name)
+    if recipe.class_weights != "none" and (schema.target == "number" or schema.task in _OF_TASK):
+        what = "data.target is 'number'" if schema.target == "number" else f"data.task is {schema.task!r}"
+        found.append(f"train.class_weights: {recipe.class_weights!r} needs classes, and {what}. Use: train.class_weights=none")
+    if name == "focal" and recipe.focal_gamma < 0:
+        found.append(
+            f"train.focal_gamma: {recipe.focal_gamma!r} would favour what is already right, expected 0 or more. Use: train.focal_gamma=2"
+        )
+    return [*found, *_preference_conflicts(recipe, name), *_temperature_conflicts(recipe, name)]
+
+
+def _smoothing_conflicts(recipe: TrainRecipe, name: str) -> list[str]:
+    found = []
     if not 0 <= recipe.label_smoothing < 1:
         found.append(
             f"train.label_smoothing: {recipe.label_smoothing!r} is not a share, expected 0 or more and below 1. "
             "Use: train.label_smoothing=0.1"
         )
-    elif recipe.label_smoothing and name != "cross-entropy":
+    elif recipe.label_smoothing and name not in _SMOOTHED:
+        known = "dpo" if name in _BETA else "cross-entropy"
         found.append(
-            f"train.label_smoothing: {recipe.label_smoothing!r} has a meaning for cross-entropy only, and the loss is {name!r}. "
+            f"train.label_smoothing: {recipe.label_smoothing!r} has a meaning for {known} only, and the loss is {name!r}. "
             "Use: train.label_smoothing=0"
         )
-    if recipe.class_weights != "none" and schema.target == "number":
+    elif recipe.label_smoothing >= _SMOOTHED.get(name, 1.0):
         found.append(
-            f"train.class_weights: {recipe.class_weights!r} needs classes, and data.target is 'number'. Use: train.class_weights=none"
-        )
-    if name == "focal" and recipe.focal_gamma < 0:
-        found.append(
-            f"train.focal_gamma: {recipe.focal_gamma!r} would favour what is already right, expected 0 or more. Use: train.focal_gamma=2"
+            f"train.label_smoothing: {recipe.label_smoothing!r} of the pairs the wrong way round, expected below {_SMOOTHED[name]} "
+            f"for {name}. Use: train.label_smoothing=0.1"
         )
     return found
+
+
+def _preference_conflicts(recipe: TrainRecipe, name: str) -> list[str]:
+    found = []
+    if recipe.beta is not None and name not in _BETA:
+        found.append(f"train.beta got {recipe.beta!r}, which only {', '.join(_BETA)} read, and the loss is {name!r}. Remove train.beta")
+    elif recipe.beta is not None and not 0 < recipe.beta < float("inf"):
+        found.append(f"train.beta got {recipe.beta!r}, expected more than 0. Use: train.beta={_BETA[name]}")
+    if recipe.margin != TrainRecipe().margin and name not in ("simpo", "triplet"):
+        reader = "triplet" if name in _OF_TASK["embedding"] else "simpo"
+        found.append(
+            f"train.margin got {recipe.margin!r}, which only {reader} reads, and the loss is {name!r}. Remove train.margin, or use: "
+            f"train.loss={reader}"
+        )
+    return found
+
+
+def _temperature_conflicts(recipe: TrainRecipe, name: str) -> list[str]:
+    if recipe.temperature != TrainRecipe().temperature and name != "contrastive":
+        found = f"train.temperature got {recipe.temperature!r}, which only contrastive reads, and the loss is {name!r}"
+        return [f"{found}. Remove train.temperature"]
+    if not 0 < recipe.temperature < float("inf"):
+        return [f"train.temperature got {recipe.temperature!r}, expected more than 0. Use: train.temperature=0.05"]
+    return []
 
 
 def balanced_weights(labels: np.ndarray | torch.Tensor, classes: int) -> torch.Tensor:

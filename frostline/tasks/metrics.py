@@ -45,6 +45,11 @@ _HIGHER_IS_BETTER = {
     "rmse": False,
     "mae": False,
     "r2": True,
+    "margin": True,
+    **dict.fromkeys(("f1", "precision", "recall", "token_accuracy"), True),
+    **dict.fromkeys(("spearman", "pearson", "mrr", "recall@1", "recall@5", "recall@10", "triplet_accuracy"), True),
+    "perplexity": False,
+    "bits_per_byte": False,
 }
 
 
@@ -239,7 +244,7 @@ def roc_areas(scores: np.ndarray, member: np.ndarray) -> np.ndarray:
     positives = member.sum(axis=0)
     negatives = len(member) - positives
     for index in np.flatnonzero((positives > 0) & (negatives > 0)):
-        below = _average_ranks(scores[:, index])[member[:, index]].sum() - positives[index] * (positives[index] + 1) / 2
+        below = average_ranks(scores[:, index])[member[:, index]].sum() - positives[index] * (positives[index] + 1) / 2
         areas[index] = below / (positives[index] * negatives[index])
     return areas
 
@@ -289,7 +294,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.asarray(above) / np.where(below == 0, 1, below)
 
 
-def _average_ranks(values: np.ndarray) -> np.ndarray:
+def average_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1; equal values share the mean of their ranks."""
     _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(sizes) - (sizes - 1) / 2)[place]

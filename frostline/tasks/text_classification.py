@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from frostline.tasks.classification import decode, scores
+from frostline.tasks.classification import best_by, decode, running, running_name, scores
 from frostline.tasks.losses import loss
-from frostline.tasks.metrics import split_metrics
+from frostline.tasks.metrics import epoch_metrics, split_metrics
 from frostline.tasks.task import Task
 
 TASK = Task(
     name="text-classification",
     input_column="text",
     loss=loss,
-    metrics=split_metrics,
     scores=scores,
+    metrics=split_metrics,
+    epoch_metrics=epoch_metrics,
+    best_by=best_by,
+    running=running,
+    running_name=running_name,
     decode=decode,
 )
