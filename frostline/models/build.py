@@ -6,6 +6,7 @@ A saved card comes from a file, so it can only pick one of these builders and gi
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,9 @@ from frostline.models.mlp import build_mlp
 from frostline.models.model import Card
 from frostline.models.net import Net
 from frostline.models.rnn import build_rnn
+from frostline.models.seq2seq import build_seq2seq
 from frostline.models.transformer import build_transformer, build_vit
+from frostline.recipe import ModelRecipe
 
 Builder = Callable[..., nn.Module]
 
@@ -51,10 +54,51 @@ TEXTS: dict[str, Builder] = {
     "mlp": partial(_with_net, build_bag),
 }
 
+CAUSAL: dict[str, Builder] = dict.fromkeys(("gpt", "gpt2"), build_transformers)
+PAIRS: dict[str, Builder] = {"seq2seq": build_seq2seq, "transformer": build_transformers}
+BY_TASK: dict[str, dict[str, Builder]] = {
+    "image-classification": IMAGES,
+    "text-classification": TEXTS,
+    **dict.fromkeys(("chat", "causal-lm", "preference"), CAUSAL),
+    **dict.fromkeys(("translation", "summarisation"), PAIRS),
+}
+
+_HEAD = ("head", "pool")
+_NET = ("weights", *_HEAD, "width", "depth", "dropout")
+IMAGE_OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(IMAGES, _NET),
+    **dict.fromkeys((*vgg.NAMES, "efficientnet-lite0"), ("weights", *_HEAD)),
+    "layers": ("weights", *_HEAD, "layers"),
+}
+TEXT_OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys(TEXTS, (*_NET, "tokenizer", "vocabulary"))
+LANGUAGE_OPTIONS: dict[str, tuple[str, ...]] = dict.fromkeys((*CAUSAL, *PAIRS), ("tokenizer", "vocabulary", "width", "depth", "dropout"))
+"""These three: the fields of a ModelRecipe that each kind of network reads; the others have no meaning for it."""
+_HEADS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("image-classification", "text-classification", "reward"), _HEAD),
+    "embedding": ("pool",),
+}
+
+
+def options_of(kind: str, schema: Schema) -> tuple[str, ...]:
+    """What a network takes. ``kind``: its name, or `transformers`, `saved` (made already), `custom` (handed over)."""
+    own = {"image-classification": IMAGE_OPTIONS, "text-classification": TEXT_OPTIONS}.get(schema.task, LANGUAGE_OPTIONS)
+    head = _HEADS.get(schema.task, ())
+    return {**own, "transformers": head, "saved": head, "custom": ()}[kind]
+
+
+def unread_options(options: ModelRecipe, takes: tuple[str, ...], network: str) -> list[str]:
+    """One message for each option that is set (is not its default) and that ``network`` would pass over."""
+    default, what = ModelRecipe(), f"takes only {', '.join(takes)}" if takes else "takes no options"
+    return [
+        f"model.{field.name} got {value!r} with {network}, which {what}. Remove model.{field.name}"
+        for field in fields(options)
+        if field.name not in ("name", *takes) and (value := getattr(options, field.name)) != getattr(default, field.name)
+    ]
+
 
 def names_for(schema: Schema) -> dict[str, Builder]:
     """The networks that are defined here for a task."""
-    return IMAGES if schema.task == "image-classification" else TEXTS
+    return BY_TASK.get(schema.task, {})
 
 
 def build(card: Card) -> nn.Module:

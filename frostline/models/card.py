@@ -24,6 +24,8 @@ class Saved:
     card: Card
     blocks: list[str]
     head: list[str]
+    body: str
+    output: str
     channels_last: bool
     """Whether convolution weights lie in memory channel by channel last, which decides the last bits of the results."""
 
@@ -40,6 +42,8 @@ def card_to_dict(model: Model, channels_last: bool) -> dict[str, Any]:
         "source": card.source,
         "blocks": model.blocks,
         "head": model.head,
+        "body": model.body,
+        "output": model.output,
         "channels_last": channels_last,
     }
     try:
@@ -62,8 +66,12 @@ def card_from_dict(values: Any, folder: Path) -> Saved:
         "source": str,
         "blocks": list,
         "head": list,
+        "body": str,
+        "output": str,
         "channels_last": bool,
     }
+    if isinstance(values, dict):  # models of version 0.1.0 have no such names
+        values = {"body": "", "output": "", **values}
     _check(values, kinds, where)
     for name in ("blocks", "head"):
         if not all(isinstance(item, str) for item in values[name]):
@@ -77,7 +85,7 @@ def card_from_dict(values: Any, folder: Path) -> Saved:
         pretrained=values["pretrained"],
         source=values["source"],
     )
-    return Saved(card=card, blocks=values["blocks"], head=values["head"], channels_last=values["channels_last"])
+    return Saved(card=card, **{name: values[name] for name in ("blocks", "head", "body", "output", "channels_last")})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -122,11 +130,15 @@ def _schema(values: dict[str, Any], where: str) -> Schema:
 
 def _preprocess(values: dict[str, Any], schema: Schema, folder: Path) -> ImagePreprocess | TextPreprocess:
     where = f"{folder / 'config.json'}: frostline.preprocess"
-    if schema.task == "text-classification":
-        _check(values, {"kind": str, "max_length": int, "inputs": list}, where)
+    if schema.task != "image-classification":
+        start = {"start": int} if "start" in values else {}
+        _check(values, {"kind": str, "max_length": int, "inputs": list, **start}, where)
         if not 1 <= values["max_length"] <= _LARGEST_LENGTH:
             raise ModelError(f"{where}.max_length got {values['max_length']!r}, expected a number of tokens")
-        return TextPreprocess(tokenizer=load_tokenizer(folder), max_length=values["max_length"], inputs=tuple(map(str, values["inputs"])))
+        if start and not 0 <= values["start"] < _LARGEST_LENGTH:
+            raise ModelError(f"{where}.start got {values['start']!r}, expected a token's id. Save the model again")
+        inputs = tuple(map(str, values["inputs"]))
+        return TextPreprocess(tokenizer=load_tokenizer(folder), max_length=values["max_length"], inputs=inputs, start=values.get("start"))
     kinds = {"kind": str, "size": int, "scale": float, "mean": list, "std": list, "interpolation": str, "channels": str, "crop": float}
     _check(values, kinds, where)
     hints = get_type_hints(ImagePreprocess)

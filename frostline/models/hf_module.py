@@ -10,6 +10,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,13 +51,12 @@ def build_transformers(*, schema: Schema, config: dict[str, Any], head: Sequence
 
     ``pooler`` False: the body's own pooling layer is left out, because nothing reads it or its weights are not known.
     """
-    from transformers import AutoModel, AutoModelForImageClassification, AutoModelForSequenceClassification
+    from transformers import AutoModel
 
     parsed = parse_config(config)
     with quiet():
         if not head and pool is None:
-            auto = AutoModelForImageClassification if schema.task == "image-classification" else AutoModelForSequenceClassification
-            return auto.from_config(parsed, trust_remote_code=False)
+            return _free_end_token(task_class(parsed, schema)._from_config(parsed))
         body = AutoModel.from_config(parsed, trust_remote_code=False)
     if not pooler:
         body.pooler = None
@@ -64,18 +64,19 @@ def build_transformers(*, schema: Schema, config: dict[str, Any], head: Sequence
 
 
 def attach_head(body: nn.Module, schema: Schema, head: Sequence[str], pool: str | None) -> BodyWithHead:
-    """A new head (and pool) on an encoder. Raises ModelError where the pool cannot work on it."""
+    """A new head (and pool) on an encoder; none for an embedding, which is the pooled vector. Raises ModelError for an impossible pool."""
     config: Any = body.config
     width = config.hidden_sizes[-1] if getattr(config, "hidden_sizes", None) else config.hidden_size
     if pool == "cls" and (getattr(config, "hidden_sizes", None) or config.model_type.startswith("swin")):
         raise ModelError(f"model.pool got 'cls', but a {config.model_type!r} has no class token; expected mean, max or attention")
-    return BodyWithHead(body, Pool(pool, width) if pool else None, build_head(list(head), width, schema.outputs))
+    made = nn.Identity() if schema.task == "embedding" else build_head(list(head), width, schema.outputs)
+    return BodyWithHead(body, Pool(pool, width) if pool else None, made)
 
 
 def load_native(card: Card, state: dict[str, Tensor]) -> nn.Module:
     """The architecture's own class with exactly the weights of ``state``, in the names of its checkpoints."""
     config = parse_config(card.arguments["config"])
-    module, info = from_state(classification_class(config, card.schema), config, state)
+    module, info = from_state(task_class(config, card.schema), config, state)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             first = min(key if isinstance(key, str) else key[0] for key in info[kind])
@@ -87,23 +88,50 @@ def load_native(card: Card, state: dict[str, Tensor]) -> nn.Module:
 
 
 def is_native(card: Card) -> bool:
-    """Whether the module is the architecture's own classification class, unchanged."""
+    """Whether the module is the architecture's own class for the task, unchanged."""
     return card.name == "transformers" and not card.arguments["head"] and card.arguments["pool"] is None and "adapt" not in card.arguments
 
 
 def from_state(cls: Any, config: Any, state: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:
     """``cls`` with the tensors of ``state`` (older names translated), and what was missing, unexpected or of another shape."""
-    if isinstance(cls, tuple):
-        cls = cls[0]
     try:
         with quiet():
-            return cls.from_pretrained(
+            module, info = cls.from_pretrained(
                 None, config=config, state_dict=state, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32
             )
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"weights do not fit the architecture {config.model_type!r}: {error}. Give the weights that belong to config.json"
         ) from error
+    return _free_end_token(module), info
+
+
+def _free_end_token(module: Any) -> Any:
+    """Where the end token pads too, its embedding still learns: ``padding_idx`` would keep its gradient back."""
+    end = getattr(module.config, "eos_token_id", None)
+    for part in module.modules():
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None and part.padding_idx == end:
+            part.padding_idx = None
+    return module
+
+
+def read_generation(module: Any, folder: Path) -> None:
+    """Take over the folder's generation_config.json, which then is saved with the model; it steers nothing here. Raises ModelError."""
+    from transformers import GenerationConfig
+
+    path = folder / "generation_config.json"
+    if not path.is_file() or not getattr(module, "can_generate", lambda: False)():
+        return
+    try:
+        with quiet():
+            made = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+            if made.do_sample is not True and (made.temperature, made.top_p) != (None, None):
+                made.do_sample = True  # what these two mean; without it the file cannot be saved again
+            made.validate(strict=True)
+    except Exception as error:  # its values are checked by many hands
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"{str(path)!r} is not valid: {reason}. Correct it, or delete the file") from error
+    module.generation_config = made
 
 
 def parse_config(values: dict[str, Any]) -> Any:
@@ -132,19 +160,30 @@ def claimed_layers(config: dict[str, Any]) -> int:
     return max((int(n) for value in counts for n in (value if isinstance(value, list) else [value]) if isinstance(n, int)), default=0)
 
 
-def classification_classes(schema: Schema) -> Any:
-    """The table from a configuration's class to the class that classifies images or text."""
-    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-
-    return MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING if schema.task == "image-classification" else MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+def writes(schema: Schema) -> bool:
+    """Whether the task's model gives a vocabulary's worth of logits at every position, and so has nothing new in it."""
+    return schema.task in ("chat", "causal-lm", "preference", "translation", "summarisation")
 
 
-def classification_class(config: Any, schema: Schema) -> Any:
+def task_class(config: Any, schema: Schema) -> Any:
     """The class that does the task of ``schema`` with this configuration. Raises ModelError where there is none."""
-    classes = classification_classes(schema)
-    if type(config) not in classes:
-        raise ModelError(f"model_type {config.model_type!r} cannot do {schema.task!r}. Give a model that can, or another data.task")
-    return classes[type(config)]
+    import transformers
+
+    both = bool(getattr(config, "is_encoder_decoder", False))
+    tables = {
+        "image-classification": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        "token-classification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+        "embedding": transformers.MODEL_MAPPING,
+        "translation": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if both else transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    }
+    tables["summarisation"] = tables["translation"]
+    tables |= dict.fromkeys(("chat", "causal-lm", "preference"), transformers.MODEL_FOR_CAUSAL_LM_MAPPING)
+    classes = tables.get(schema.task, transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    if type(config) not in classes or (both and schema.task in ("chat", "causal-lm", "preference", "embedding")):
+        which = "an encoder-decoder, which " if both else ""
+        raise ModelError(f"model_type {config.model_type!r}: {which}cannot do {schema.task!r}. Give a model that can, or another data.task")
+    found = classes[type(config)]
+    return found[0] if isinstance(found, tuple) else found
 
 
 def body_name(module: nn.Module) -> str:

@@ -44,6 +44,11 @@ class Model:
     """Names of the body's repeated blocks, from input to output: the units of `adapt: last N`, `gradual` and lr_decay."""
     head: list[str] = field(default_factory=list)
     """Names of the modules that make up the head: new, and always learning."""
+    body: str = ""
+    """For models with a token's prediction at every position: the module whose output (its ``last_hidden_state``, its first item,
+    or the tensor itself) is (rows, tokens, width); "" where the logits cannot be made from it alone."""
+    output: str = ""
+    """The linear layer from ``body``'s output to the vocabulary: ``logits = output(body(**inputs))``. It may be tied to the embedding."""
     recipe: Recipe = field(default_factory=Recipe)
     """The options that loaded it (under ``model``, and ``seed``, ``data.size`` …), for the run's recipe."""
 

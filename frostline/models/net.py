@@ -7,6 +7,12 @@ from dataclasses import dataclass, fields
 from frostline.errors import ModelError
 
 
+def check_size(name: str, value: int, least: int) -> None:
+    """Raises ModelError unless ``model.name`` is a whole number from ``least`` on."""
+    if not isinstance(value, int) or value < least:
+        raise ModelError(f"model.{name} got {value!r}, expected a whole number from {least} on, as in model.{name}={max(least, 2)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Net:
     """The size of a network from zero and what it ends in; plain values, so that a card holds them as they are."""
@@ -24,9 +30,7 @@ class Net:
 
     def __post_init__(self) -> None:
         for name, least in (("outputs", 1), ("width", 2), ("depth", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ModelError(f"model.{name} got {value!r}, expected a whole number from {least} on, as in model.{name}={max(least, 2)}")
+            check_size(name, getattr(self, name), least)
         if not 0 <= self.dropout < 1:
             raise ModelError(f"model.dropout got {self.dropout!r}, expected a share from 0 to below 1, as in model.dropout=0.1")
 

@@ -11,7 +11,7 @@ from frostline.data.dataset import Schema
 from frostline.errors import ModelError
 from frostline.models.keras import from_keras_model
 
-_INPUTS = {"image-classification": ("pixel_values",), "text-classification": ("input_ids", "attention_mask")}
+_IMAGE_INPUTS, _TEXT_INPUTS = ("pixel_values",), ("input_ids", "attention_mask")
 
 
 class CallByPosition(nn.Module):
@@ -35,7 +35,7 @@ def adopt(module: Any, schema: Schema) -> nn.Module:
             f"module got {type(module).__name__!r}, expected an instance of torch.nn.Module, as in fl.load(MyNet(), "
             "task=data.task, size=224)"
         )
-    names = _INPUTS[schema.task]
+    names = _IMAGE_INPUTS if schema.task == "image-classification" else _TEXT_INPUTS
     parameters = inspect.signature(module.forward).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters) or names[0] in {p.name for p in parameters}:
         return module

@@ -31,7 +31,8 @@ from frostline.models import hf_module
 from frostline.models.build import build
 from frostline.models.card import Saved, card_from_dict, card_to_dict, read_json
 from frostline.models.image_processor import image_processor_config
-from frostline.models.model import Model, logits_of
+from frostline.models.model import Model, evaluating, logits_of
+from frostline.models.output import passed_through
 from frostline.models.own_module import adopt
 from frostline.models.weights import read_weights
 
@@ -54,9 +55,9 @@ def save_model(model: Model, folder: str | Path, check_inputs: dict[str, Tensor]
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         temporary.chmod(0o755)
         _write(model, temporary)
-        _sync_files(temporary)
+        sync_files(temporary)
         _compare(model, _read_again(model, temporary, rebuild), check_inputs)
-        _put_in_place(temporary, folder)
+        put_in_place(temporary, folder)
     except OSError as error:
         raise RunError(
             f"model folder {str(folder)!r} could not be written: {error.strerror or error}. Free space or choose another folder with --out"
@@ -68,31 +69,40 @@ def save_model(model: Model, folder: str | Path, check_inputs: dict[str, Tensor]
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_model(folder: str | Path, module: nn.Module | None = None, rebuild: Rebuild | None = None) -> Model:
+def load_model(folder: str | Path, module: nn.Module | None = None, rebuild: Rebuild | None = None, saved: Saved | None = None) -> Model:
     """What :func:`save_model` wrote, in evaluation mode. Raises ModelError for anything missing, unknown, damaged or of another size.
 
-    ``module``: for a network that was handed over, a fresh one of its class. ``rebuild``: puts adapters in place.
+    ``module``: for a network that was handed over, a fresh one of its class. ``rebuild``: puts adapters in place. ``saved``: what
+    :func:`read_saved` gave, where it is read already.
     """
-    folder = saved_folder(folder)
-    config = hf_config(folder)
-    saved = card_from_dict(config.pop("frostline"), folder)
+    saved, folder = saved or read_saved(folder), saved_folder(folder)
     card = saved.card
-    if card.name == "transformers" and "config" not in card.arguments:
-        card.arguments["config"] = config
     state = _read_tensors(folder)
     if hf_module.is_native(card):
         _refuse_larger(card, state, folder)
         module = hf_module.load_native(card, {name: tensor.clone() for name, tensor in state.items()})
+        hf_module.read_generation(module, folder)
     else:
         module = _filled(_skeleton(saved, state, folder, module, rebuild), state, folder)
-    for name in (*saved.blocks, *saved.head):
+    for name in (*saved.blocks, *saved.head, *filter(None, (saved.body, saved.output))):
         if name not in dict(module.named_modules()):
             raise ModelError(
                 f"{folder / 'config.json'}: frostline names the module {name!r}, which the network does not have. Save the model again"
             )
     if saved.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(module=module.eval(), card=card, blocks=saved.blocks, head=saved.head)
+    names = {"blocks": saved.blocks, "head": saved.head, "body": saved.body, "output": saved.output}
+    return Model(module=module.eval(), card=card, **names)  # type: ignore[arg-type]
+
+
+def read_saved(folder: str | Path) -> Saved:
+    """What a saved model says of itself, its weights left unread. Raises ModelError where that is missing or damaged."""
+    folder = saved_folder(folder)
+    config = hf_config(folder)
+    saved = card_from_dict(config.pop("frostline"), folder)
+    if saved.card.name == "transformers" and "config" not in saved.card.arguments:
+        saved.card.arguments["config"] = config
+    return saved
 
 
 def saved_folder(folder: str | Path) -> Path:
@@ -134,7 +144,8 @@ def _write(model: Model, folder: Path) -> None:
 
 
 def _write_tensors(model: Model, folder: Path) -> None:
-    """All parameters and buffers. Tied ones are written under each name, since the format knows no sharing.
+    """All parameters and buffers. The format knows no sharing, so tied ones are written once, under the first name; those of a
+    module that was handed over under each, since nobody knows whether the next one of its class is tied.
 
     An architecture of ``transformers`` writes itself, and its config.json, under the names that its checkpoints have.
     """
@@ -146,12 +157,22 @@ def _write_tensors(model: Model, folder: Path) -> None:
         return
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
+    tied = {} if model.card.name == "custom" else tied_names(model.module)
     for name, tensor in model.module.state_dict().items():
+        if name in tied:
+            continue
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
         state[name] = tensor.clone() if place in seen else tensor
         seen.add(place)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tied_names(module: nn.Module) -> dict[str, str]:
+    """The later names of a parameter that has several, each with its first one."""
+    first: dict[int, str] = {}
+    names = [(name, first.setdefault(id(parameter), name)) for name, parameter in module.named_parameters(remove_duplicate=False)]
+    return {name: own for name, own in names if name != own}
 
 
 def manifest_of(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -218,12 +239,17 @@ def _skeleton(saved: Saved, state: dict[str, Tensor], folder: Path, module: nn.M
 
 
 def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:
-    held = sum(tensor.numel() for tensor in state.values())
+    held = sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in state.values())  # two weights of 4 bits to a byte
     for name, value in {**card.arguments, **card.arguments.get("config", {})}.items():
         if name in ("depth", "num_hidden_layers") and (not isinstance(value, int) or value > len(state)):
             raise ModelError(
                 f"{folder / 'config.json'}: {name} got {value!r}, but the file holds {len(state)} tensors. Save the model again"
             )
+    layers = hf_module.claimed_layers(card.arguments.get("config", {}))
+    if layers > 2 * len(state) + 100:  # some architectures (ALBERT) use one layer's weights many times
+        raise ModelError(
+            f"{folder / 'config.json'} describes {layers!r} layers, but the file holds {len(state)} tensors. Save the model again"
+        )
     with torch.device("meta"):
         claimed = sum(parameter.numel() for parameter in build(card).parameters())
     if claimed > held:
@@ -233,8 +259,9 @@ def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:
 
 
 def _filled(module: nn.Module, state: dict[str, Tensor], folder: Path) -> nn.Module:
-    """Strict both ways: names, shapes and dtypes."""
+    """Strict both ways: names, shapes and dtypes. What is tied may stand in the file once."""
     own = module.state_dict()
+    state = state | {name: state[first] for name, first in tied_names(module).items() if name not in state and first in state}
     for name in (*own, *state):
         mine, theirs = (f"{tuple(t.shape)} {t.dtype}" if t is not None else "nothing" for t in (own.get(name), state.get(name)))
         if mine != theirs:
@@ -262,12 +289,13 @@ def _compare(model: Model, again: Model, check_inputs: dict[str, Tensor] | None)
         if getattr(model.card, what) != getattr(again.card, what):
             raise ModelError(f"{what} {getattr(model.card, what)!r} is read back as {getattr(again.card, what)!r}")
     read = again.card.preprocess.to_dict()
-    if model.card.preprocess.to_dict() != read or (model.blocks, model.head) != (again.blocks, again.head):
-        raise ModelError(f"preprocessing, blocks or head are not the same after reading: {read!r}, {again.blocks!r}, {again.head!r}")
-    if model.card.schema.task == "text-classification":
+    names = [(made.blocks, made.head, made.body, made.output) for made in (model, again)]
+    if model.card.preprocess.to_dict() != read or names[0] != names[1]:
+        raise ModelError(f"preprocessing, blocks, head or output are not the same after reading: {read!r}, {names[1]!r}")
+    if not isinstance(model.card.preprocess, ImagePreprocess):
         _compare_tokenizers(model, again)
     if check_inputs is not None:
-        first, second = _outputs(model.module, check_inputs), _outputs(again.module, check_inputs)
+        first, second = _outputs(model, check_inputs), _outputs(again, check_inputs)
         if not _identical(first, second):
             raise ModelError(f"outputs on the {len(first)} rows of the check are not the same after reading")
 
@@ -277,18 +305,21 @@ def _compare_tokenizers(model: Model, again: Model) -> None:
         ids = [made.card.preprocess.tokenizer(text)["input_ids"] for made in (model, again)]  # type: ignore[union-attr]
         if ids[0] != ids[1]:
             raise ModelError(f"the tokenizer gives other ids after reading: {ids[0][:8]!r} and {ids[1][:8]!r} for {text!r}")
+    for what in ("chat_template", "pad_token_id", "eos_token_id", "bos_token_id"):
+        mine, theirs = (getattr(made.card.preprocess.tokenizer, what, None) for made in (model, again))  # type: ignore[union-attr]
+        if mine != theirs:
+            raise ModelError(f"the tokenizer's {what} {mine!r} is read back as {theirs!r}")
 
 
-def _outputs(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """Logits in evaluation mode; each part's mode is as before afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    try:
-        module.eval()
-        with torch.no_grad():
-            return logits_of(module(**inputs))
-    finally:
-        for part, training in modes.items():
-            part.training = training
+def _outputs(model: Model, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits in evaluation mode, of a vocabulary only at each row's end (law 6)."""
+    with evaluating(model.module), torch.no_grad():
+        if not model.output:
+            return logits_of(model.module(**inputs))
+        layer = model.module.get_submodule(model.output)
+        with passed_through(model.module, layer):
+            hidden: Tensor = logits_of(model.module(**inputs))
+        return torch.cat([hidden.flatten(1), layer(hidden[:, -1])], dim=1)
 
 
 def _is_channels_last(module: nn.Module) -> bool:
@@ -302,7 +333,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _sync_files(folder: Path) -> None:
+def sync_files(folder: Path) -> None:
+    """Make the files of a folder, and the folder itself, durable."""
     for path in folder.rglob("*"):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -312,7 +344,7 @@ def _sync_files(folder: Path) -> None:
     sync_folder(folder)
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def put_in_place(temporary: Path, folder: Path) -> None:
     """Rename; an older folder steps aside for the moment between two renames, and comes back if the second one fails."""
     older = folder.with_name(f".{folder.name}.older-{temporary.name.rpartition('.')[2]}")
     if folder.exists():

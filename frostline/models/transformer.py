@@ -49,19 +49,33 @@ class Block(nn.Module):
         return self.projection(mixed.transpose(1, 2).reshape(rows, tokens, width))
 
 
-class TextTransformer(nn.Module):
-    """``forward(input_ids, attention_mask) → logits``; padding stands on the right."""
+class _Encoder(nn.Module):
+    """What stands behind the embeddings: the blocks, the norm, the pool and the head."""
 
-    def __init__(self, net: Net, vocabulary: int, max_length: int) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, net.width, padding_idx=0)
-        self.positions = nn.Embedding(max_length, net.width)
+    def add_blocks(self, net: Net) -> None:
+        """The last part of a subclass's set-up, and fresh weights for all of it: layers are drawn in the order of the network."""
         self.dropout = nn.Dropout(net.dropout)
         self.blocks = nn.ModuleList(Block(net.width, net.dropout) for _ in range(net.depth))
         self.norm = nn.LayerNorm(net.width)
         self.pool = Pool(net.pool or "mean", net.width)
         self.head = build_head(list(net.head), net.width, net.outputs)
         _initialise(self)
+
+    def encode(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)
+
+
+class TextTransformer(_Encoder):
+    """``forward(input_ids, attention_mask) → logits``; padding stands on the right."""
+
+    def __init__(self, net: Net, vocabulary: int, max_length: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, net.width, padding_idx=0)
+        self.positions = nn.Embedding(max_length, net.width)
+        self.add_blocks(net)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         tokens = input_ids.shape[1]
@@ -71,14 +85,11 @@ class TextTransformer(nn.Module):
                 f"cut the texts, or train with data.max_length={tokens}"
             )
         x = self.tokens(input_ids) + self.positions(torch.arange(tokens, device=input_ids.device))
-        x = self.dropout(x)
-        mask = attention_mask.bool()[:, None, None, :]
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.pool(self.norm(x), attention_mask))
+        x = self.encode(x, attention_mask.bool()[:, None, None, :])
+        return self.head(self.pool(x, attention_mask))
 
 
-class ImageTransformer(nn.Module):
+class ImageTransformer(_Encoder):
     """``forward(pixel_values (rows, channels, size, size)) → logits``; a class token stands first where the pool is cls."""
 
     def __init__(self, net: Net, size: int, channels: int) -> None:
@@ -89,12 +100,7 @@ class ImageTransformer(nn.Module):
         self.patches = nn.Conv2d(channels, net.width, patch, stride=patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, net.width)) if net.pool == "cls" else None
         self.positions = nn.Parameter(torch.empty(1, count + (net.pool == "cls"), net.width))
-        self.dropout = nn.Dropout(net.dropout)
-        self.blocks = nn.ModuleList(Block(net.width, net.dropout) for _ in range(net.depth))
-        self.norm = nn.LayerNorm(net.width)
-        self.pool = Pool(net.pool or "mean", net.width)
-        self.head = build_head(list(net.head), net.width, net.outputs)
-        _initialise(self)
+        self.add_blocks(net)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if pixel_values.shape[-2:] != (self.size, self.size):
@@ -104,10 +110,7 @@ class ImageTransformer(nn.Module):
         x = self.patches(pixel_values).flatten(2).transpose(1, 2)  # (rows, patches, width)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
-        x = self.dropout(x + self.positions)
-        for block in self.blocks:
-            x = block(x, None)
-        return self.head(self.pool(self.norm(x)))
+        return self.head(self.pool(self.encode(x + self.positions, None)))
 
 
 def build_transformer(net: Net, vocabulary: int, max_length: int) -> nn.Module:

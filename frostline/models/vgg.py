@@ -29,7 +29,7 @@ from frostline.models.head import ImageNetwork, blocks, build_head, head
 from frostline.models.keras import vgg_from_keras
 from frostline.models.weights import load_into, read_weights
 
-__all__ = ["NAMES", "Family", "VGGTop", "blocks", "build_vgg", "build_vgg_top", "head", "load_vgg", "preprocess", "read_vgg"]
+__all__ = ["NAMES", "Family", "VGGTop", "blocks", "build_vgg", "build_vgg_top", "family_of", "head", "load_vgg", "preprocess", "read_vgg"]
 
 STAGES = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 """Convolutions in each stage; channels are width × 1, 2, 4, 8, 8."""
@@ -83,11 +83,15 @@ def build_vgg_top(name: str, *, outputs: int = 1000, channels: int = 3, width: i
     return VGGTop(_features(name, channels, width), 8 * width, 64 * width, outputs)
 
 
+def family_of(path: str | Path) -> Family:
+    """Whose weights a file holds, told by its name alone: Keras writes .h5, torchvision and timm do not."""
+    return "keras" if Path(path).suffix.lower() in (".h5", ".hdf5") else "torchvision"
+
+
 def read_vgg(path: str | Path, name: str) -> tuple[dict[str, torch.Tensor], Family]:
     """The tensors of a torchvision, timm or Keras file under torchvision's names, and which family they are of."""
-    path = Path(path)
-    if path.suffix.lower() in (".h5", ".hdf5"):
-        return vgg_from_keras(path, name), "keras"
+    if family_of(path) == "keras":
+        return vgg_from_keras(Path(path), name), "keras"
     state: dict[str, torch.Tensor] = {}
     for key, value in read_weights(path).items():
         prefix = next((prefix for prefix in TIMM_TOP if key.startswith(prefix)), "")

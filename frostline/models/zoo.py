@@ -17,7 +17,9 @@ from frostline.errors import DataError, ModelError
 from frostline.models import cnn, efficientnet, vgg
 from frostline.models import head as by_hand
 from frostline.models.build import build
+from frostline.models.from_zero import language_model, language_preprocess
 from frostline.models.model import Card, Model
+from frostline.models.net import Net
 from frostline.models.tokenizer import train_tokenizer
 from frostline.models.transformer import patch_of, patchable
 from frostline.models.weights import load_into, read_weights
@@ -29,28 +31,32 @@ _SIZE_WITHOUT_DATA = 64
 _LONGEST_TEXT = 512
 
 
-def image_model(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
+def preprocess_of(recipe: Recipe, schema: Schema, data: Dataset | None) -> ImagePreprocess | TextPreprocess:
+    """What a network that is defined here takes. No weights are read for it; a vocabulary is made from the training rows alone."""
+    _check_layers(recipe.model)
+    if schema.task == "image-classification":
+        return _image_preprocess(recipe, data)
+    return _text_preprocess(recipe, data) if schema.task == "text-classification" else language_preprocess(recipe, schema, data)
+
+
+def image_model(recipe: Recipe, schema: Schema, preprocess: ImagePreprocess) -> Model:
     """A VGG, EfficientNet-Lite0, CNN, MLP, small ViT or network by hand, with pretrained weights where they are given or known."""
     name, options = str(recipe.model.name), recipe.model
-    _check_layers(options)
-    pretrained = name == "efficientnet-lite0" or options.weights is not None
-    size, channels = _size_and_channels(recipe, data, pretrained=pretrained)
     arguments: dict[str, Any] = {"outputs": schema.outputs, "head": list(options.head), "pool": options.pool}
-    arguments.update(size=size, channels=channels)
+    arguments.update(size=preprocess.size, channels=1 if preprocess.channels == "grey" else 3)
     if name in ("cnn", "mlp", "transformer"):
-        arguments.update(width=options.width, depth=options.depth, dropout=options.dropout)
+        arguments.update(_net(options))
     if name == "layers":
         arguments["specs"] = list(options.layers)
-    card = Card(name=name, arguments=arguments, schema=schema, preprocess=cnn.preprocess(size, channels), source="from zero")
+    card = Card(name=name, arguments=arguments, schema=schema, preprocess=preprocess, source="from zero")
     module = build(card)
     if name == "efficientnet-lite0":
         efficientnet.load_efficientnet(module, Path(options.weights) if options.weights else None)
-        card.preprocess = efficientnet.preprocess(size)
     elif options.weights and name in vgg.NAMES:
-        card.preprocess = vgg.preprocess(vgg.load_vgg(module, options.weights, name), size, channels)
+        vgg.load_vgg(module, options.weights, name)
     elif options.weights:
         load_into(module, read_weights(options.weights), source=options.weights)
-    if pretrained:
+    if _pretrained(options):
         card.pretrained, card.source = True, options.weights or efficientnet.default_weights().name
     if name == "efficientnet-lite0":
         return Model(module=module, card=card, blocks=efficientnet.blocks(module), head=efficientnet.head(module))
@@ -59,29 +65,20 @@ def image_model(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
     return Model(module=module, card=card, blocks=by_hand.blocks(module), head=by_hand.head(module))
 
 
-def text_model(recipe: Recipe, schema: Schema, data: Dataset | None) -> Model:
-    """An LSTM, GRU, Transformer, CNN or MLP whose vocabulary is made from the training rows alone."""
+def text_model(recipe: Recipe, schema: Schema, preprocess: TextPreprocess) -> Model:
+    """An LSTM, GRU, Transformer, CNN or MLP for the vocabulary of ``preprocess``; a language model for the tasks that are for one."""
+    if schema.task != "text-classification":
+        return language_model(recipe, schema, preprocess)
     name, options = str(recipe.model.name), recipe.model
-    _check_layers(options)
-    if data is None:
-        raise ModelError(
-            f"model {name!r} got data None, expected a data set: its vocabulary is made from the training rows. "
-            f"Type: fl.load({name!r}, data=data)"
-        )
-    tokenizer = train_tokenizer(data.splits["train"]["text"].to_pylist(), options.tokenizer, options.vocabulary)
-    max_length = recipe.data.max_length or _LONGEST_TEXT
     arguments: dict[str, Any] = {
         "outputs": schema.outputs,
         "head": list(options.head),
         "pool": options.pool,
-        "width": options.width,
-        "depth": options.depth,
-        "dropout": options.dropout,
-        "vocabulary": len(tokenizer),
+        **_net(options),
+        "vocabulary": len(preprocess.tokenizer),
     }
     if name == "transformer":
-        arguments["max_length"] = max_length
-    preprocess = TextPreprocess(tokenizer=tokenizer, max_length=max_length)
+        arguments["max_length"] = preprocess.max_length
     card = Card(name=name, arguments=arguments, schema=schema, preprocess=preprocess, source="from zero")
     module = build(card)
     if options.weights:
@@ -100,6 +97,37 @@ def rescaled(preprocess: ImagePreprocess | TextPreprocess, rescale: float | None
     return replace(preprocess, scale=rescale, mean=(0.0,) * count, std=(1.0,) * count, channels=channels)
 
 
+def _net(options: ModelRecipe) -> dict[str, Any]:
+    """Width, depth and dropout, as given or as these networks have them."""
+    given = {name: getattr(options, name) for name in ("width", "depth", "dropout")}
+    return {name: getattr(Net, name) if value is None else value for name, value in given.items()}
+
+
+def _pretrained(options: ModelRecipe) -> bool:
+    return options.name == "efficientnet-lite0" or options.weights is not None
+
+
+def _image_preprocess(recipe: Recipe, data: Dataset | None) -> ImagePreprocess:
+    name, weights = str(recipe.model.name), recipe.model.weights
+    size, channels = _size_and_channels(recipe, data)
+    if name == "efficientnet-lite0":
+        return efficientnet.preprocess(size)
+    if weights and name in vgg.NAMES:
+        return vgg.preprocess(vgg.family_of(weights), size, channels)
+    return cnn.preprocess(size, channels)
+
+
+def _text_preprocess(recipe: Recipe, data: Dataset | None) -> TextPreprocess:
+    name, options = recipe.model.name, recipe.model
+    if data is None:
+        raise ModelError(
+            f"model {name!r} got data None, expected a data set: its vocabulary is made from the training rows. "
+            f"Type: fl.load({name!r}, data=data)"
+        )
+    tokenizer = train_tokenizer(data.splits["train"]["text"].to_pylist(), options.tokenizer, options.vocabulary)
+    return TextPreprocess(tokenizer=tokenizer, max_length=recipe.data.max_length or _LONGEST_TEXT)
+
+
 def _check_layers(options: ModelRecipe) -> None:
     if (options.name == "layers") != bool(options.layers):
         raise ModelError(
@@ -108,10 +136,10 @@ def _check_layers(options: ModelRecipe) -> None:
         )
 
 
-def _size_and_channels(recipe: Recipe, data: Dataset | None, *, pretrained: bool) -> tuple[int, int]:
+def _size_and_channels(recipe: Recipe, data: Dataset | None) -> tuple[int, int]:
     """From the recipe, else the architecture, else the training images: pretrained weights want colour and their own size."""
     name, size = str(recipe.model.name), recipe.data.size
-    if pretrained or name in vgg.NAMES:
+    if _pretrained(recipe.model) or name in vgg.NAMES:
         return size or 224, 3
     seen, channels = _look(data) if data is not None else (_SIZE_WITHOUT_DATA, 3)
     if size is None:

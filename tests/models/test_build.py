@@ -5,8 +5,9 @@ import torch
 
 from frostline.data.preprocess import ImagePreprocess
 from frostline.errors import ModelError
-from frostline.models.build import IMAGES, TEXTS, build
+from frostline.models.build import IMAGE_OPTIONS, IMAGES, TEXT_OPTIONS, TEXTS, build, options_of, unread_options
 from frostline.models.model import Card
+from frostline.recipe import ModelRecipe
 from tests.models import tiny
 
 NET = {"outputs": 3, "width": 16, "depth": 2, "dropout": 0.0, "head": ["dense 8 relu"], "pool": None}
@@ -58,3 +59,16 @@ def test_refusals() -> None:
         build(_card("transformers", config={"model_type": "vit", "auto_map": {"AutoConfig": "x.Y"}}, head=[], pool=None, pooler=True))
     with pytest.raises(ModelError, match=r"model_type got 'evil'"):
         build(_card("transformers", config={"model_type": "evil"}, head=[], pool=None, pooler=True))
+
+
+def test_the_table_of_options_holds_every_network_and_only_options() -> None:
+    assert (set(IMAGE_OPTIONS), set(TEXT_OPTIONS)) == (set(IMAGES), set(TEXTS))
+    known = set(ModelRecipe.__dataclass_fields__)
+    assert all(set(options) <= known for table in (IMAGE_OPTIONS, TEXT_OPTIONS) for options in table.values())
+    assert (options_of("custom", tiny.IMAGES), options_of("saved", tiny.TEXTS)) == ((), ("head", "pool"))
+
+
+def test_unread_options_are_those_that_differ_from_their_default() -> None:
+    assert unread_options(ModelRecipe(name="x"), (), "it") == []
+    found = unread_options(ModelRecipe(name="x", width=8, depth=3, head=["dense 8"]), ("head", "width"), "it")
+    assert found == ["model.depth got 3 with it, which takes only head, width. Remove model.depth"]

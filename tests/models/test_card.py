@@ -10,6 +10,7 @@ from frostline.errors import ModelError
 from frostline.models.card import card_from_dict, card_to_dict, load_tokenizer, read_json
 from frostline.models.load import load
 from tests.models import tiny
+from tests.models.language import folder_of, schema
 
 
 def test_there_and_back(tmp_path: Path) -> None:
@@ -39,3 +40,22 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "frostline"}')
     with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded: .* Copy tokenizer.json"):
         load_tokenizer(tmp_path)
+
+
+def test_cards_without_an_output_layer_are_read(tmp_path: Path) -> None:
+    values = card_to_dict(load("mlp", task=tiny.IMAGES, width=16), channels_last=False)
+    assert (values.pop("body"), values.pop("output")) == ("", "")
+    saved = card_from_dict(values, tmp_path)
+    assert (saved.body, saved.output) == ("", "")
+    with pytest.raises(ModelError, match=r"frostline.output got '3', expected str"):
+        card_from_dict({**values, "output": 3}, tmp_path)
+
+
+def test_what_a_target_begins_with(tmp_path: Path) -> None:
+    folder = folder_of("bart", tmp_path / "hf")
+    model = load(folder, task=schema("translation"))
+    values = json.loads(json.dumps(card_to_dict(model, channels_last=False)))
+    assert card_from_dict(values, folder).card.preprocess.to_dict() == model.card.preprocess.to_dict()
+    for start in (-1, "2", 10**9):
+        with pytest.raises(ModelError, match=r"frostline.preprocess.start got"):
+            card_from_dict({**values, "preprocess": {**values["preprocess"], "start": start}}, folder)

