@@ -1,240 +1,220 @@
-"""LoRA (Hu et al., "LoRA: low-rank adaptation of large language models", ICLR 2022) for linear layers and convolutions.
+"""LoRA (Hu et al., "LoRA: low-rank adaptation of large language models", ICLR 2022) for linear layers, convolutions and embeddings.
 
 A target's weight W stays as it is; beside it learns an update of rank r:
 
     y = W x + (alpha / r) · B A dropout(x)
 
-A is drawn (Kaiming uniform), B begins at zero, so the network begins as the base it adapts. A convolution's A has the base's
-kernel, stride and padding, and its B is a 1×1 convolution; a grouped one has a pair per group, of a rank no larger than the
-group's outputs, so that the update always folds into W. The wrapper stands around its target from outside: the base is the
-very module that was there. Its ``weight`` is the folded weight, so code that reads a layer's weight instead of calling the
-layer (``nn.MultiheadAttention``, the fast path of ``nn.TransformerEncoderLayer``) computes the same.
+A is drawn (Kaiming uniform), B begins at zero, so the network begins as the base it adapts. The variants (rsLoRA, DoRA, PiSSA)
+are in lora_layers.py; LoRA+ (Hayou et al., "LoRA+: efficient low rank adaptation of large models", ICML 2024), whose B learns
+``lora_plus`` times as fast as A, is in groups.py. ``rank_pattern`` and ``alpha_pattern`` give single layers numbers of their own:
+names, ends of names, or regular expressions that match one, as in PEFT. They are settled to full names when the adapter is made,
+so no expression of a file is ever run.
 
 Names are ``TARGET.base.*``, ``TARGET.lora_A`` and ``TARGET.lora_B``, which map one to one to those of PEFT's format.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from frostline.adapt.freeze import freeze
+from frostline.adapt import wrapper
+from frostline.adapt.lora_layers import DEFAULT, Lora, Variant, wrap
+from frostline.adapt.targets import (
+    check_modules_to_save,
+    is_convolution,
+    is_linear,
+    let_learn,
+    match,
+    near,
+    read_dropout,
+    read_targets,
+    read_whole,
+)
+from frostline.adapt.wrapper import learning_names, wrappers
 from frostline.data.randomness import integer_seed
 from frostline.errors import ModelError
 from frostline.models.model import Model
 from frostline.recipe import AdaptRecipe
 
-LEARNING = ("lora_A", "lora_B")
-LARGEST_RANK = 4096
-"""Settings may come from a file, and memory is taken by them."""
+_WHAT = "linear layer, convolution or embedding"
 
 
 def check(model: Model, recipe: AdaptRecipe) -> None:
-    """Raises ModelError for a rank or dropout out of range, targets that match nothing, or other settings than are in place."""
+    """Raises ModelError for numbers out of range, targets that match nothing, or other settings than are in place."""
     settings = settings_of(model, recipe)
     _check_numbers(settings)
+    check_modules_to_save(model, recipe)
+    _check_patterns(recipe, settings["targets"])
+    if not math.isfinite(recipe.lora_plus) or recipe.lora_plus <= 0:
+        raise ModelError(f"adapt.lora_plus: got {recipe.lora_plus!r}, expected a factor above 0. Use: adapt.lora_plus=16")
+    if recipe.init == "pissa" and (other := [n for n in settings["targets"] if not is_linear(_base(model.module.get_submodule(n)))]):
+        raise ModelError(f"adapt.init: got 'pissa', but the target {other[0]!r} is no linear layer. Use: adapt.init=default")
     present = model.card.arguments.get("adapt")
-    if present is not None and any(present.get(key) != settings[key] for key in settings if key != "seed"):
+    if _in_place(present) and any(present.get(key) != settings[key] for key in settings if key != "seed"):  # type: ignore[union-attr]
         raise ModelError(
-            f"adapt: got lora with {_brief(settings)}, but the model {model.card.name!r} already holds lora with {_brief(present)}. "
-            "Load the model anew, or fold what it holds with frostline.adapt.lora.merge(model.module)"
+            f"adapt: got lora with {_brief(settings)}, but the model {model.card.name!r} already holds lora with {_brief(present)}. "  # type: ignore[arg-type]
+            "Load the model anew, add a second adapter with frostline.adapt.adapters.add_adapter, or fold what it holds with "
+            "frostline.adapt.adapters.merge_into_base(model)"
         )
 
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Wrap the targets, freeze all but the updates and the head, and note the settings in the card."""
-    if "adapt" not in model.card.arguments:
+    if not _in_place(model.card.arguments.get("adapt")):
         settings = settings_of(model, recipe, seed)
         inject(model.module, settings)
         model.card.arguments["adapt"] = settings
-    freeze(model.module, lambda name: model.in_head(name) or name.rpartition(".")[2] in LEARNING)
+    let_learn(model, recipe, learning_names(model.module))
 
 
 def settings_of(model: Model, recipe: AdaptRecipe, seed: int = 0) -> dict[str, Any]:
     """Plain JSON values with the targets' full names: what :func:`inject` takes, now and when a saved model is built again."""
-    targets = _match(model, recipe.targets)
-    return {"method": "lora", "rank": recipe.rank, "alpha": recipe.alpha, "dropout": recipe.dropout, "targets": targets, "seed": seed}
+    targets = match(model, recipe, is_target, _WHAT, usual=lambda part: is_linear(part) or is_convolution(part))
+    return {
+        "method": "lora",
+        "rank": recipe.rank,
+        "alpha": recipe.alpha,
+        "dropout": recipe.dropout,
+        "targets": targets,
+        "seed": seed,
+        "ranks": _settled(recipe.rank_pattern, targets),
+        "alphas": _settled(recipe.alpha_pattern, targets),
+        "rslora": recipe.rslora,
+        "dora": recipe.dora,
+        "init": recipe.init,
+    }
 
 
 def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     """Wrap ``settings["targets"]``; returns ``module``. Raises ModelError where the settings do not fit the module.
 
-    What A begins as depends on the seed and the target's name alone.
+    What A begins as depends on the seed and the target's name alone. Further adapters (``settings["adapters"]``) are put in place too.
     """
     _check_numbers(settings)
-    known = dict(module.named_modules(remove_duplicate=False))
-    wrappers: dict[nn.Module, Lora] = {}  # a module that stands in two places is wrapped once
-    for name in settings["targets"]:
-        base = known.get(name)
-        if base is None or not _is_target(base):
-            found = "no such module" if base is None else type(base).__name__
-            raise ModelError(
-                f"adapt.targets: {name!r} is {found}, expected a linear layer or a convolution. Load the weights that fit the adapter"
-            )
-        if base not in wrappers:
-            generator = torch.Generator().manual_seed(integer_seed(settings["seed"], 0, 0, f"lora {name}"))
-            wrappers[base] = _wrap(base, settings, generator)
-    for name in settings["targets"]:
-        parent, _, child = name.rpartition(".")
-        setattr(known[parent], child, wrappers[known[name]])
+    bases = read_targets(module, settings, is_target, _WHAT)
+    made: dict[nn.Module, Lora] = {}  # a module that stands in two places is wrapped once
+    for name, base in bases.items():
+        if base not in made:
+            made[base] = build(base, name, settings, f"lora {name}")
+    for name, base in bases.items():
+        wrapper.replace(module, name, made[base])
+    for other, own in settings.get("adapters", {}).items():
+        add(module, str(other), {**settings, **own})
+    switch(module, tuple(settings.get("active", (DEFAULT,))))
     return module
 
 
+def add(module: nn.Module, name: str, settings: dict[str, Any]) -> None:
+    """A further adapter of ``name`` on every LoRA layer, with numbers of its own; it is not switched on."""
+    if not re.fullmatch(r"[\w-]{1,64}", name) or name == DEFAULT or hasattr(nn.ModuleDict, name):
+        raise ModelError(f"adapter: got the name {name!r}, expected letters, digits, _ and -, and no word of torch's own. Choose another")
+    _check_numbers(settings)
+    seen = set()
+    for place, part in wrappers(module):
+        if isinstance(part, Lora) and part not in seen:
+            seen.add(part)
+            part.add(name, build(part.base, place, settings, f"lora {name} {place}"))
+
+
+def switch(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Let the named adapters add up in every LoRA layer, and no other. Raises ModelError for a name that is not there."""
+    parts = [part for _, part in wrappers(module) if isinstance(part, Lora)]
+    for name in names:
+        if any(name != DEFAULT and name not in part.others for part in parts):
+            there = [DEFAULT, *(parts[0].others if parts else ())]
+            raise ModelError(f"adapter: got {name!r}, expected one of those that the model holds: {', '.join(there)}")
+    if len(names) > 1 and any(part.piece(name).variant.dora for part in parts for name in names):
+        raise ModelError(f"adapter: got {', '.join(names)!r} at once, but DoRA's updates do not add up. Switch one of them on")
+    for part in parts:
+        part.active = names
+
+
 def merge(module: nn.Module) -> None:
-    """Fold every update into its base's weight and put the base back; the outputs are the same to rounding. Not reversible."""
-    parts = list(module.modules())
-    for wrapper in (part for part in parts if isinstance(part, Lora)):
-        with torch.no_grad():
-            wrapper.base.weight.copy_(wrapper.weight)
-    for parent in parts:
-        for name, child in list(parent._modules.items()):  # named_children would leave out a module's second place
-            if isinstance(child, Lora):
-                setattr(parent, name, child.base)
+    """Fold every update into its base's weight and put the base back; see :func:`frostline.adapt.wrapper.fold`."""
+    wrapper.fold(module)
 
 
-class Lora(nn.Module):
-    """A target and its update; subclasses say how the update is computed and what it adds to the weight."""
-
-    base: Any
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float):
-        super().__init__()
-        self.base = base
-        self.scaling = alpha / rank
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scaling * self.update(self.dropout(x))
-
-    def update(self, x: Tensor) -> Tensor:
-        """B A x."""
-        raise NotImplementedError
-
-    def delta(self) -> Tensor:
-        """B A in the shape of the base's weight."""
-        raise NotImplementedError
-
-    @property
-    def weight(self) -> Tensor:
-        """The folded weight."""
-        return self.base.weight + self.scaling * self.delta()
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias."""
-        return self.base.bias
-
-    def _draw(self, a: tuple[int, ...], b: tuple[int, ...], generator: torch.Generator | None) -> None:
-        weight = self.base.weight
-        self.lora_A = nn.Parameter(torch.empty(a, dtype=weight.dtype))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5), generator=generator)
-        self.lora_B = nn.Parameter(torch.zeros(b, dtype=weight.dtype))
-        self.to(weight.device)
+def build(base: nn.Module, target: str, settings: Mapping[str, Any], operation: str) -> Lora:
+    """The layer of one target, with the numbers that the settings have for it."""
+    numbers = {
+        "rank": settings.get("ranks", {}).get(target, settings["rank"]),
+        "alpha": settings.get("alphas", {}).get(target, settings["alpha"]),
+        "dropout": settings["dropout"],
+    }
+    variant = Variant(rslora=settings.get("rslora", False), dora=settings.get("dora", False), pissa=settings.get("init") == "pissa")
+    generator = torch.Generator().manual_seed(integer_seed(settings["seed"], 0, 0, operation))
+    return wrap(base, numbers, variant, generator)
 
 
-class LoRALinear(Lora):
-    """Around ``nn.Linear``, or around the ``Conv1D`` of GPT-2, a linear layer whose weight is stored transposed."""
-
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float, generator: torch.Generator | None = None):
-        super().__init__(base, rank, alpha, dropout)
-        self.transposed = not isinstance(base, nn.Linear)
-        outputs, inputs = reversed(self.base.weight.shape) if self.transposed else self.base.weight.shape
-        self._draw((rank, inputs), (outputs, rank), generator)
-
-    def update(self, x: Tensor) -> Tensor:
-        return functional.linear(functional.linear(x, self.lora_A), self.lora_B)
-
-    def delta(self) -> Tensor:
-        delta = self.lora_B @ self.lora_A
-        return delta.T if self.transposed else delta
+def is_target(module: nn.Module) -> bool:
+    """What LoRA can stand around."""
+    return is_linear(module) or is_convolution(module) or isinstance(module, nn.Embedding)
 
 
-class LoRAConv(Lora):
-    """Around ``nn.Conv1d`` or ``nn.Conv2d``."""
-
-    def __init__(self, base: nn.Conv1d | nn.Conv2d, rank: int, alpha: float, dropout: float, generator: torch.Generator | None = None):
-        super().__init__(base, rank, alpha, dropout)
-        outputs, inputs, *kernel = base.weight.shape  # inputs: of one group
-        if base.groups > 1:
-            rank = min(rank, outputs // base.groups)
-        self._draw((base.groups * rank, inputs, *kernel), (outputs, rank, *[1] * len(kernel)), generator)
-
-    def update(self, x: Tensor) -> Tensor:
-        # The base's own _conv_forward, since its padding mode and its padding "same" have to hold for A too.
-        hidden = self.base._conv_forward(x, self.lora_A, None)
-        pointwise = functional.conv2d if self.lora_B.dim() == 4 else functional.conv1d
-        return pointwise(hidden, self.lora_B, groups=self.base.groups)
-
-    def delta(self) -> Tensor:
-        groups = self.base.groups
-        a = self.lora_A.reshape(groups, -1, math.prod(self.lora_A.shape[1:]))  # (groups, rank, inputs × kernel)
-        b = self.lora_B.reshape(groups, -1, self.lora_B.shape[1])  # (groups, outputs of a group, rank)
-        return (b @ a).reshape(self.base.weight.shape)
-
-
-def _wrap(base: nn.Module, settings: Mapping[str, Any], generator: torch.Generator) -> Lora:
-    numbers = (settings["rank"], settings["alpha"], settings["dropout"], generator)
-    wrapper = LoRAConv(base, *numbers) if isinstance(base, nn.Conv1d | nn.Conv2d) else LoRALinear(base, *numbers)
-    wrapper.train(base.training)
-    return wrapper
-
-
-def _is_target(module: nn.Module) -> bool:
-    kind = type(module)
-    transposed = kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"  # named, to leave transformers unimported
-    return transposed or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
-
-
-def _match(model: Model, targets: list[str]) -> list[str]:
-    """Full names of the modules that the names and globs mean; wrapped ones count as what they wrap."""
-    known = []
-    for name, part in model.module.named_modules(remove_duplicate=False):
-        parent = name.rpartition(".")[0]
-        inside = parent and isinstance(model.module.get_submodule(parent), Lora)
-        if name and not inside and not model.in_head(name) and (isinstance(part, Lora) or _is_target(part)):
-            known.append(name)
+def _settled(pattern: Mapping[str, Any], targets: list[str]) -> dict[str, Any]:
+    """The pattern's values for the targets that it names; the first expression that matches counts, as in PEFT."""
+    found = {}
     for target in targets:
-        if not any(_matches(name, target) for name in known):
-            raise ModelError(
-                f"adapt.targets: got {target!r}, which is no linear layer or convolution outside the head. {_near(target, known)}"
-            )
-    chosen = [name for name in known if not targets or any(_matches(name, target) for target in targets)]
-    if not chosen:
+        key = next((key for key in pattern if _names(key, target)), None)
+        if key is not None:
+            found[target] = pattern[key]
+    return found
+
+
+def _names(pattern: str, target: str) -> bool:
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", target) is not None
+    except re.error as error:
         raise ModelError(
-            f"adapt: got 'lora', but the model {model.card.name!r} has no linear layer or convolution outside its head. Use: adapt=full"
-        )
-    return chosen
+            f"adapt.rank_pattern or alpha_pattern: got {pattern!r}, which is no regular expression ({error}). Use a layer's name, "
+            "as in: {q_proj: 16}"
+        ) from error
 
 
-def _matches(name: str, target: str) -> bool:
-    return fnmatch.fnmatchcase(name, target) or fnmatch.fnmatchcase(name, f"*.{target}")
-
-
-def _near(target: str, known: list[str]) -> str:
-    last = list(dict.fromkeys(name.rpartition(".")[2] for name in known))
-    near = difflib.get_close_matches(target, known, 3, 0.5) + difflib.get_close_matches(target.rpartition(".")[2], last, 3, 0.5)
-    return f"Near it: {', '.join(dict.fromkeys(near))}" if near else f"Targets of this model end in: {', '.join(last[:12])}"
+def _check_patterns(recipe: AdaptRecipe, targets: list[str]) -> None:
+    for field, pattern in (("rank_pattern", recipe.rank_pattern), ("alpha_pattern", recipe.alpha_pattern)):
+        for key in pattern:
+            if not any(_names(key, target) for target in targets):
+                raise ModelError(f"adapt.{field}: got {key!r}, which matches none of the targets. {near(key, targets)}")
 
 
 def _check_numbers(settings: Mapping[str, Any]) -> None:
-    rank, alpha, dropout = (settings.get(key) for key in ("rank", "alpha", "dropout"))
-    if not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
-        raise ModelError(f"adapt.rank: got {rank!r}, expected a whole number from 1 to {LARGEST_RANK}. Use: adapt.rank=8")
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ModelError(f"adapt.alpha: got {alpha!r}, expected a number. Use: adapt.alpha=16")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ModelError(f"adapt.dropout: got {dropout!r}, expected a share from 0 to below 1. Use: adapt.dropout=0.0")
+    for rank in (settings.get("rank"), *_values(settings, "ranks")):
+        read_whole({"rank": rank}, "rank")
+    for alpha in (settings.get("alpha"), *_values(settings, "alphas")):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise ModelError(f"adapt.alpha: got {alpha!r}, expected a number. Use: adapt.alpha=16")
+    read_dropout(dict(settings))
+    seed = settings.get("seed")
+    if not isinstance(seed, int):
+        raise ModelError(f"adapt: got the seed {seed!r}, expected a whole number. Save the model again")
+    for key, expected in (("rslora", (True, False)), ("dora", (True, False)), ("init", ("default", "pissa"))):
+        if settings.get(key, expected[-1] if key != "init" else "default") not in expected:
+            raise ModelError(f"adapt.{key}: got {settings[key]!r}, expected one of {expected!r}. Save the model again")
+
+
+def _values(settings: Mapping[str, Any], key: str) -> list[Any]:
+    found = settings.get(key, {})
+    if not isinstance(found, dict):
+        raise ModelError(f"adapt: got {found!r} for {key}, expected numbers by name. Save the model again")
+    return list(found.values())
+
+
+def _in_place(present: dict[str, Any] | None) -> bool:
+    return present is not None and present.get("method") == "lora"
+
+
+def _base(part: nn.Module) -> nn.Module:
+    return part.base if isinstance(part, wrapper.Wrapper) else part
 
 
 def _brief(settings: Mapping[str, Any]) -> str:
     numbers = ", ".join(f"{key} {settings.get(key)!r}" for key in ("rank", "alpha", "dropout"))
-    return f"{numbers} on {len(settings.get('targets', []))} targets"
+    variants = [key for key in ("rslora", "dora") if settings.get(key)] + ["pissa"] * (settings.get("init") == "pissa")
+    return f"{', '.join([numbers, *variants])} on {len(settings.get('targets', []))} targets"

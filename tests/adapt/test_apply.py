@@ -1,4 +1,7 @@
-"""The conformance harness: every method passes the same battery, on both networks. A new method joins METHODS."""
+"""The conformance harness: every method passes the same battery, on both networks. A new method joins METHODS.
+
+Methods that need a network of Transformers pass the one in test_methods.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from frostline.errors import ModelError, RecipeError
 from frostline.recipe import AdaptRecipe, TrainRecipe
 from frostline.train.optimizers import build_optimizer
 
-METHODS = ["head", "last 1", "last 3", "full", "lora", "gradual"]
+METHODS = ["head", "last 1", "last 3", "full", "lora", "gradual", "bitfit", "norms"]
+ELSEWHERE = {"vera", "ia3", "adapter", "prefix", "prompt", "p-tuning", "peft"}
 
 
 def recipe_of(method: str) -> AdaptRecipe:
@@ -35,7 +39,7 @@ def train(model, make_batch, recipe: AdaptRecipe, optimizer: str, steps: int = 5
 
 
 def test_the_harness_covers_every_method():
-    assert {method.split()[0] for method in METHODS} == set(_METHODS)
+    assert {method.split()[0] for method in METHODS} == set(_METHODS) - ELSEWHERE
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -69,7 +73,7 @@ def test_the_frozen_prefix_gives_a_row_the_same_whatever_its_mates(make_model, m
     prefix = model.module.get_submodule("stem" if model.card.name == "convnet" else "embedding")
     rows = next(iter(make_batch(model, 6).values()))
     if not is_frozen(prefix):
-        assert method in ("full", "lora")
+        assert method in ("full", "lora", "bitfit", "norms")
         return
     torch.testing.assert_close(prefix(rows)[:2], prefix(rows[:2]))
     assert torch.equal(prefix(rows), prefix(rows))
@@ -143,3 +147,27 @@ def test_refusals_about_depth(make_text_model):
 def test_thaw_is_only_for_gradual(make_model):
     model = adapt(make_model(), "head")
     assert not thaw(model, AdaptRecipe(method="head"), 5)
+
+
+def test_modules_to_save_learn_beside_an_adapter_and_need_one(make_text_model):
+    model = adapt(make_text_model(), "lora", targets=["up"], modules_to_save=["embedding", "layers.[01].norm"])
+    learning = {
+        name for name, parameter in model.module.named_parameters() if parameter.requires_grad and not name.startswith("classifier")
+    }
+    assert {name for name in learning if "lora" not in name} == {
+        "embedding.weight", *(f"layers.{n}.norm.{leaf}" for n in (0, 1) for leaf in ("weight", "bias"))
+    }  # fmt: skip
+    with pytest.raises(ModelError, match=r"modules_to_save: got \['embedding'\] with 'head', which has no adapter"):
+        adapt(make_text_model(), "head", modules_to_save=["embedding"])
+
+
+def test_a_base_in_few_bits_where_nothing_of_it_learns(make_text_model):
+    model = adapt(make_text_model(), "head", base="int8")
+    assert model.card.arguments["adapt"]["base"] == "int8" and type(model.module.classifier) is torch.nn.Linear
+    adapt(model, "head", base="int8")
+    with pytest.raises(ModelError, match=r"adapt\.base: got 'full' with 'full', but the model 'textnet' holds its base in 'int8'"):
+        adapt(model, "full")
+    with pytest.raises(ModelError, match=r"adapt\.base: got 'nf4' with 'full', whose layers learn"):
+        adapt(make_text_model(), "full", base="nf4")
+    with pytest.raises(ModelError, match=r"adapt\.base: got 'nf4', but textnet holds an adapter already|holds an adapter already"):
+        adapt(adapt(make_text_model(), "lora"), "lora", base="nf4")

@@ -5,9 +5,9 @@ from torch import nn
 
 from frostline.adapt.apply import adapt
 from frostline.adapt.freeze import freeze
-from frostline.adapt.groups import parameter_groups
+from frostline.adapt.groups import default_lr, parameter_groups
 from frostline.errors import ModelError
-from frostline.recipe import AdaptRecipe
+from frostline.recipe import AdaptRecipe, TrainRecipe
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.5])
@@ -75,3 +75,25 @@ def test_nothing_learns(make_text_model):
     freeze(model.module, lambda name: False)
     with pytest.raises(ModelError, match="got 'head', with which nothing in the model 'textnet' learns"):
         parameter_groups(model, AdaptRecipe(method="head"), 1e-3, 0.0)
+
+
+def test_lora_plus_lets_b_learn_faster(make_text_model):
+    model = adapt(make_text_model(), "lora", lora_plus=16.0)
+    groups = parameter_groups(model, model.recipe.adapt, 1e-3, 0.1)
+    rates = {name: group["lr"] for group in groups for name in group["names"]}
+    assert {rate for name, rate in rates.items() if name.endswith("lora_B")} == {16e-3}
+    assert {rate for name, rate in rates.items() if not name.endswith("lora_B")} == {1e-3}
+    assert len({group["name"] for group in groups}) == len(groups)
+    assert not any(name.endswith("B") for g in parameter_groups(model, AdaptRecipe(), 1e-3, 0.1) for name in [g["name"]])
+
+
+def test_scales_do_not_decay(make_text_model):
+    for method, options, leaf in (("ia3", {"targets": ["up"]}, "ia3_l"), ("lora", {"dora": True}, "lora_magnitude_vector")):
+        model = adapt(make_text_model(), method, **options)
+        decays = {name: g["weight_decay"] for g in parameter_groups(model, model.recipe.adapt, 1e-3, 0.1) for name in g["names"]}
+        assert {decay for name, decay in decays.items() if name.endswith(leaf)} == {0.0}
+
+
+def test_usual_rates_of_small_methods():
+    for method, rate in (("ia3", 1e-3), ("prompt", 3e-2), ("prefix", 1e-2), ("full", 2e-5)):
+        assert default_lr(TrainRecipe(), method, pretrained=True) == rate

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from frostline.adapt.apply import adapt
-from frostline.adapt.lora import LoRAConv, LoRALinear, inject, merge
+from frostline.adapt.lora import inject, merge
+from frostline.adapt.lora_layers import LoRAConv, LoRALinear
 from frostline.errors import ModelError
+from tests.adapt import tiny
 
 CONVOLUTIONS = {
     "plain": nn.Conv2d(4, 6, 3),
@@ -191,10 +193,16 @@ def test_the_base_module_is_the_one_that_was_there(make_text_model):
         ({"rank": 0}, r"adapt\.rank: got 0, expected a whole number from 1 to 4096\. Use: adapt\.rank=8"),
         ({"rank": 10**12}, r"adapt\.rank: got 1000000000000"),
         ({"dropout": 1.0}, r"adapt\.dropout: got 1\.0, expected a share from 0 to below 1"),
-        ({"targets": ["upp"]}, r"adapt\.targets: got 'upp', which is no linear layer .* Near it: .*up"),
+        ({"targets": ["upp"]}, r"adapt\.targets: got 'upp', which is no linear layer.* Near it: .*up"),
         ({"targets": ["up", "norm"]}, r"adapt\.targets: got 'norm'"),
-        ({"targets": ["classifier"]}, r"got 'classifier', which is no linear layer or convolution outside the head"),
-        ({"targets": ["查询"]}, r"got '查询'.* Targets of this model end in: up, down"),
+        ({"targets": ["classifier"]}, r"got 'classifier', which is no linear layer, convolution or embedding outside the head"),
+        ({"targets": ["查询"]}, r"got '查询'.* Targets of this model end in: embedding, up, down, positions"),
+        ({"init": "pissa", "targets": ["up", "embedding"]}, r"adapt\.init: got 'pissa', but the target 'embedding' is no linear layer"),
+        ({"lora_plus": 0.0}, r"adapt\.lora_plus: got 0\.0, expected a factor above 0"),
+        ({"rank_pattern": {"upp": 4}}, r"adapt\.rank_pattern: got 'upp', which matches none of the targets\. Near it: .*up"),
+        ({"alpha_pattern": {"(": 4}}, r"got '\(', which is no regular expression"),
+        ({"rank_pattern": {"up": 0}}, r"adapt\.rank: got 0, expected a whole number"),
+        ({"modules_to_save": ["embeding"]}, r"adapt\.modules_to_save: got 'embeding', which names no module\. Near it: embedding"),
     ],
 )
 def test_refusals(make_text_model, options, message):
@@ -207,7 +215,7 @@ def test_refusals(make_text_model, options, message):
 def test_a_model_with_nothing_to_wrap(make_text_model):
     model = make_text_model()
     model.head = ["layers", "classifier"]
-    with pytest.raises(ModelError, match="got 'lora', but the model 'textnet' has no linear layer or convolution outside its head"):
+    with pytest.raises(ModelError, match="got 'lora', but the model 'textnet' has no linear layer, convolution or embedding outside"):
         adapt(model, "lora")
 
 
@@ -221,7 +229,9 @@ def test_other_settings_than_are_in_place(make_text_model):
     ("changes", "message"),
     [
         ({"targets": ["layers.9.up"]}, "'layers.9.up' is no such module"),
-        ({"targets": ["embedding"]}, "'embedding' is Embedding, expected a linear layer"),
+        ({"targets": ["final_norm"]}, "'final_norm' is LayerNorm, expected a linear layer"),
+        ({"ranks": {"layers.0.up": 10**9}}, "got 1000000000, expected a whole number from 1 to 4096"),
+        ({"dora": "yes"}, r"adapt\.dora: got 'yes', expected one of"),
         ({"rank": "8"}, "got '8', expected a whole number"),
         ({"alpha": float("inf")}, "got inf, expected a number"),
     ],
@@ -229,3 +239,47 @@ def test_other_settings_than_are_in_place(make_text_model):
 def test_settings_from_a_file_that_do_not_fit(make_text_model, changes, message):
     with pytest.raises(ModelError, match=message):
         inject(make_text_model().module, settings("layers.0.up") | changes)
+
+
+def test_all_linear_is_every_linear_layer_but_head_and_output_layer(make_image_model):
+    with pytest.raises(ModelError, match="no linear layer"):
+        adapt(make_image_model(), "lora", targets=["all-linear"])
+    for kind in ("llama", "gpt2", "bert"):
+        model = adapt(tiny.model(kind), "lora", targets=["all-linear"])
+        import peft
+
+        theirs = peft.inject_adapter_in_model(peft.LoraConfig(target_modules="all-linear"), tiny.network(kind))
+        expected = [name for name, part in theirs.named_modules() if isinstance(part, peft.tuners.lora.LoraLayer)]
+        assert model.card.arguments["adapt"]["targets"] == [name for name in expected if name != "classifier"]
+
+
+def test_patterns_give_layers_numbers_of_their_own(make_text_model):
+    patterns = {"rank_pattern": {r"layers\.[01]\.up": 2, "up": 5}, "alpha_pattern": {"down": 3.0}}
+    layers = adapt(make_text_model(), "lora", rank=4, alpha=8.0, **patterns).module.layers
+    assert [len(layer.up.lora_A) for layer in layers] == [2, 2, 5] and {len(layer.down.lora_A) for layer in layers} == {4}
+    assert [layer.up.scaling for layer in layers] == [4.0, 4.0, 1.6] and {layer.down.scaling for layer in layers} == {0.75}
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_tied_output_layer(named):
+    """Outside the targets unless named; named, its update is its own, and merging takes the pair apart."""
+    plain = tiny.model("llama", tie_word_embeddings=True)
+    before = plain.module.model.embed_tokens.weight.detach().clone()
+    model = adapt(tiny.model("llama", tie_word_embeddings=True), "lora", targets=["lm_head", "q_proj"] if named else [])
+    tied = model.module.lm_head.base if named else model.module.lm_head
+    assert isinstance(model.module.lm_head, LoRALinear) == named and tied.weight is model.module.model.embed_tokens.weight
+    tiny.stir(model)
+    tuned = tiny.outputs(model, "llama")
+    assert not torch.allclose(tuned, tiny.outputs(plain, "llama"))
+    merge(model.module)
+    torch.testing.assert_close(tiny.outputs(model, "llama"), tuned, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.module.model.embed_tokens.weight, before)
+    assert model.module.config.tie_word_embeddings == (not named)
+
+
+def test_a_tied_embedding_among_the_targets():
+    model = tiny.stir(adapt(tiny.model("llama", tie_word_embeddings=True), "lora", targets=["embed_tokens"]))
+    tuned, head = tiny.outputs(model, "llama"), model.module.lm_head.weight.detach().clone()
+    merge(model.module)
+    torch.testing.assert_close(tiny.outputs(model, "llama"), tuned, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model.module.lm_head.weight, head)
