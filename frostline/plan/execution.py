@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +18,25 @@ from torch import Tensor
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
+from frostline.kernels.outputs import outputs_of, passing_through
+from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
+from frostline.tasks.task import Task
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
+
+
+@dataclass(kw_only=True)
+class Reference:
+    """What the frozen reference gives for the rows of a split."""
+
+    values: Tensor
+    """float64 (rows, 2); NaN until it is known."""
+    store: PrefixStore | None = None
+    """Where it is kept."""
 
 
 @dataclass(kw_only=True)
@@ -30,13 +44,18 @@ class Execution:
     """How the batches of each split are made and run. ``say`` takes what the user should be told."""
 
     model: Model
+    task: Task
     sources: dict[str, SplitSource]
     workers: int
     precision: str = "fp32"
     channels_last: bool = False
+    pack: bool = False
+    """Whether the blocks of a transformer are computed for real tokens only."""
     line: FrostLine | None = None
     """Set where the prefix is read from stores."""
     stores: dict[str, PrefixStore] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
+    """Of each split, where the loss compares with the model as it was (passes/reference.py)."""
     say: Callable[[str], None] = lambda text: None
 
     def encoder(self, split: str) -> Encode:
@@ -44,25 +63,29 @@ class Execution:
         source = self.sources[split]
         return self._stored(split, source) if split in self.stores else source.encode
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits (rows, outputs), float32 at least."""
+    def forward(self, batch: Batch) -> Any:
+        """The task's outputs: logits (rows, outputs), float32 at least, or the scores of labelled tokens."""
         with self._autocast():
-            if batch.border is not None:
-                assert self.line is not None, "a batch has border tensors but the plan has no frost line"
-                logits = resume_from_border(self.model.module, self.line, batch.inputs, batch.border)
-            else:
-                logits = logits_of(self.model.module(**self._laid_out(batch.inputs)))
-        return logits if logits.dtype == torch.float64 else logits.float()
+            return outputs_of(self.task, self.model, batch, lambda: self._run(batch))
+
+    def _run(self, batch: Batch) -> Tensor:
+        if batch.border is not None:
+            assert self.line is not None, "a batch has border tensors but the plan has no frost line"
+            return resume_from_border(self.model.module, self.line, batch.inputs, batch.border)
+        if not self.pack:
+            return logits_of(self.model.module(**self._laid_out(batch.inputs)))
+        with unpadded(self.model.module, self.model.blocks, batch.inputs["attention_mask"]):
+            return logits_of(self.model.module(**batch.inputs))
 
     def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
         """The frost line, found in the precision that the prefix will run in, which its border tensors are stored in."""
-        with self._autocast():
+        with self._autocast(), passing_through(self.task, self.model):
             return find_frost_line(self.model.module, self._laid_out(inputs))
 
     def prefix(self, batch: Batch) -> list[Tensor]:
         """The border tensors of a batch, by running the frozen prefix."""
         assert self.line is not None, "no frost line"
-        with self._autocast():
+        with self._autocast(), passing_through(self.task, self.model):
             return [tensor.contiguous() for tensor in capture(self.model.module, self.line, self._laid_out(batch.inputs))]
 
     def prove(self, split: str, rows: int = 1, epoch: int = 0) -> bool:
@@ -92,7 +115,7 @@ class Execution:
     def check_line(self, batch: Batch) -> float:
         """The relative difference that the frost line makes to a batch's logits; see :func:`frost_line.deviation`."""
         assert self.line is not None, "no frost line"
-        with self._autocast():
+        with self._autocast(), passing_through(self.task, self.model):
             return deviation(self.model.module, self.line, self._laid_out(batch.inputs))
 
     def _stored(self, split: str, source: SplitSource) -> Encode:

@@ -97,13 +97,21 @@ def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
     """
     with preserved(module):
         calls, logits = _observe(module, inputs, seed=1)
-        if not logits.requires_grad:
+        if not logits.requires_grad or not any(_computes(module, call) for call, seen in calls.items() if seen.frozen):
             return None
         again, _ = _observe(module, inputs, seed=2)
         learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
         frozen = {call for call, seen in calls.items() if seen.frozen and call.name not in learning and _same(seen, again.get(call))}
         outermost = [call for call, seen in calls.items() if call in frozen and seen.parent not in frozen and seen.tensors]
         return _settle(module, inputs, {call: calls[call] for call in outermost})
+
+
+def _computes(module: nn.Module, call: Call) -> bool:
+    """Whether a call multiplies with weights; looking up embeddings costs no more than reading what was stored."""
+    if not call.name:
+        return False
+    parts = module.get_submodule(call.name).modules()
+    return any(p.dim() > 1 for part in parts if not isinstance(part, nn.Embedding) for p in part.parameters(recurse=False))
 
 
 def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) -> FrostLine | None:

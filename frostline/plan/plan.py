@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from torch import nn
 
 from frostline.adapt.apply import adapt, resolve_method
 from frostline.adapt.freeze import is_frozen
 from frostline.adapt.gradual import thaw
 from frostline.adapt.groups import default_lr
+from frostline.adapt.quantize import QuantizedLinear
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
@@ -22,9 +24,9 @@ from frostline.plan.cost import STATE_TENSORS, Cost, Work, predict_peak_bytes, p
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.machine import machine, memory_limit, resident_bytes
-from frostline.plan.passes import cache_prefix, channels_last, precision
+from frostline.plan.passes import allocator, cache_prefix, channels_last, fuse_adapter, label_logits, pack, precision, reference
 from frostline.plan.probe import probe
-from frostline.recipe import DataRecipe, Recipe
+from frostline.recipe import AdaptRecipe, DataRecipe, Recipe
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
 from frostline.tasks.task import LossOptions, Task
@@ -45,6 +47,8 @@ class Plan:
     predicted: Cost
     parameters: dict[str, int] = field(default_factory=dict)
     """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations."""
+    warnings: list[str] = field(default_factory=list)
+    """What the labels of the training rows' tokens must be known for: cuts, missing end tokens, templates."""
     carried_out: bool = False
     """Set by ``train``: the model is trained then, and the same plan would not give the same run again."""
 
@@ -52,9 +56,9 @@ class Plan:
         """Whether a pass is on."""
         return any(decision.on for decision in self.decisions if decision.what == what)
 
-    def loss(self, logits: Any, labels: Any) -> Any:
+    def loss(self, outputs: Any, labels: Any) -> Any:
         """The task's loss under the recipe: ``(sum, count)``."""
-        return self.task.loss(logits, labels, self.loss_options)
+        return self.task.loss(outputs, labels, self.loss_options)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values, as a run's plan.json holds them."""
@@ -79,8 +83,8 @@ class Plan:
             ]
             for decision in self.decisions
         ]
-        recipe, splits = self.recipe, self.data.splits
-        batches = -(-splits["train"].num_rows // recipe.train.batch)
+        recipe, trained = self.recipe, self.execution.sources["train"].rows
+        batches = -(-trained // recipe.train.batch)
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.predicted.parts.items(), key=lambda part: -part[1]))
         return "\n".join(
             [
@@ -89,11 +93,12 @@ class Plan:
                 f"parameters: {counts['all']:,}, of which {counts['learning']:,} ({share:.2f} %) learn",
                 "bytes: "
                 + ", ".join(f"{name} {_size(counts[name + '_bytes'])}" for name in ("weights", "gradients", "optimizer", "activations")),
-                f"work: {splits['train'].num_rows} rows in batches of {recipe.train.batch} × {recipe.train.accumulate}"
+                f"work: {trained} rows in batches of {recipe.train.batch} × {recipe.train.accumulate}"
                 f" = {-(-batches // recipe.train.accumulate)} steps an epoch,"
                 f" {recipe.train.epochs} epochs, lr {recipe.train.lr:g} ({recipe.train.optimizer})",
                 f"predicted: {self.predicted.seconds:.1f} s ({parts});"
                 f" peak memory {_size(self.predicted.peak_bytes)}; disk {_size(self.predicted.disk_bytes)}",
+                *(f"warning: {text}" for text in self.warnings),
             ]
         )
 
@@ -121,7 +126,11 @@ def plan_options(model: Model, data: Dataset, options: dict[str, Any]) -> Recipe
     augment = dataclasses.replace(made.augment, rescale=loaded.augment.rescale)
     both = dataclasses.replace(made, size=loaded.size, max_length=loaded.max_length, augment=augment)
     _refuse_what_was_settled(made, model, options)
-    return dataclasses.replace(model.recipe, data=both).with_values(_dotted(options))
+    recipe = dataclasses.replace(model.recipe, data=both)
+    method = options.get("adapt")
+    if isinstance(method, str) and method.split()[:1] != [recipe.adapt.method]:
+        recipe = dataclasses.replace(recipe, adapt=AdaptRecipe())  # the numbers of the method before do not belong to this one
+    return recipe.with_values(_dotted(options))
 
 
 def _refuse_what_was_settled(made: DataRecipe, model: Model, options: dict[str, Any]) -> None:
@@ -153,25 +162,35 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     recipe = recipe.with_values({"adapt.method": method, "train.lr": lr})
     model = adapt(model, recipe.adapt, seed=recipe.seed)
     task = get_task(data.schema.task)
-    execution = Execution(model=model, sources=_sources(recipe, model, data), workers=_workers(recipe))
+    execution = Execution(model=model, task=task, sources=_sources(recipe, model, data), workers=_workers(recipe))
     options = _loss_options(recipe, data, execution.sources["train"])
+    reference.attach(recipe, execution)
     if forced is not None:
         return _resumed(recipe, model, data, task, options, execution, forced)
 
     _refuse_single_rows(recipe, model, data)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
     here = machine()
-    decisions = [decision for decision in [channels_last.propose(recipe, execution), precision.propose(recipe, here)] if decision]
-    execution.precision = "bf16" if decisions[-1].on else "fp32"
+    kept = allocator.propose(recipe)
+    layout, types = channels_last.propose(recipe, execution), precision.propose(recipe, here)
+    execution.precision = "bf16" if types.on else "fp32"
+    fused = fuse_adapter.propose(recipe, model.module)
+    packed = pack.propose(recipe, execution)
+    others = [decision for decision in (layout, types, kept, label_logits.propose(execution), fused, packed) if decision]
     measured, line = probe(
-        execution, lambda logits, labels: task.loss(logits, labels, options), min(recipe.train.batch, execution.sources["train"].rows)
+        execution, lambda outputs, labels: task.loss(outputs, labels, options), min(recipe.train.batch, execution.sources["train"].rows)
     )
-    work = _work(recipe, model, data)
+    work = _work(recipe, model, execution.sources)
     caching = cache_prefix.propose(recipe, execution, work, measured, here)
     stored = cache_prefix.stored_bytes(line, execution.sources) if caching.on and line else None
     if not caching.on:
         execution.line = None
-    parts = predict_seconds(work, measured, here, stored_bytes=stored)
+    elif packed is not None and packed.on:
+        others[-1] = replace(packed, on=False, why="the blocks before the frost line run once and are stored")
+        execution.pack = False
+    if (referring := reference.propose(execution, work, measured)) is not None:
+        others.append(referring)
+    parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     peak = predict_peak_bytes(work, measured, resident_bytes(), execution.workers, stored_bytes=stored)
     disk = (stored or 0) + _run_bytes(recipe, model, data, work)
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=disk, parts=parts)
@@ -180,7 +199,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
-        decisions=[caching, *decisions], predicted=predicted, parameters=parameters,
+        decisions=[caching, *others], predicted=predicted, parameters=parameters,
+        warnings=execution.sources["train"].warnings,
     )  # fmt: skip
 
 
@@ -191,11 +211,15 @@ def _resumed(
     on = {decision.what for decision in forced if decision.on}
     channels_last.lay_out(execution, "channels_last" in on)
     execution.precision = "bf16" if "bf16" in on else "fp32"
+    if "allocator" in on:
+        allocator.keep_freed_memory()
+    execution.pack = "pack" in on
+    fuse_adapter.fuse(model.module, "fuse_adapter" in on)
     if "cache_prefix" in on:
         source = execution.sources["train"]
         model.module.train()
         execution.line = execution.find_line(source.encode(np.arange(min(3, source.rows)), None).inputs)
-    work = _work(recipe, model, data)
+    work = _work(recipe, model, execution.sources)
     cost = Cost(seconds=0.0, peak_bytes=0, disk_bytes=0, parts={})
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
@@ -228,7 +252,7 @@ def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSour
         if name in data.splits:
             augment = recipe.data.augment if name == "train" and recipe.data.augment.random else None
             sources[name] = split_source(
-                data.splits[name], data.schema, model.card.preprocess, max_pixels=recipe.data.max_pixels, augment=augment, seed=recipe.seed
+                data.splits[name], data.schema, model.card.preprocess, recipe=recipe.data, augment=augment, seed=recipe.seed
             )
     truncated = [source.truncated for source in sources.values() if source.truncated is not None]
     lengths = [source.lengths for source in sources.values() if source.lengths is not None]
@@ -239,8 +263,10 @@ def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSour
 
 def _loss_options(recipe: Recipe, data: Dataset, source: SplitSource) -> LossOptions:
     weights = None
-    if recipe.train.class_weights == "balanced" and data.schema.target != "number":
+    if recipe.train.class_weights == "balanced" and data.schema.target in ("class", "multi-label"):
         weights = balanced_weights(source.labels, data.schema.outputs)
+    elif recipe.train.class_weights == "balanced" and data.schema.target == "tags":
+        weights = balanced_weights(pc.list_flatten(source.table["label"]).to_numpy(), data.schema.outputs)
     return LossOptions(recipe=recipe.train, schema=data.schema, class_weights=weights)
 
 
@@ -248,13 +274,13 @@ def _workers(recipe: Recipe) -> int:
     return recipe.data.workers if recipe.data.workers is not None else os.cpu_count() or 1
 
 
-def _work(recipe: Recipe, model: Model, data: Dataset) -> Work:
-    validation = data.splits.get("validation")
+def _work(recipe: Recipe, model: Model, sources: dict[str, SplitSource]) -> Work:
+    train, validation = sources["train"], sources.get("validation")
     return Work(
-        train_rows=data.splits["train"].num_rows,
-        validation_rows=validation.num_rows if validation is not None else 0,
+        train_rows=train.rows,
+        validation_rows=validation.rows if validation is not None else 0,
         epochs=recipe.train.epochs,
-        batch=min(recipe.train.batch, data.splits["train"].num_rows),
+        batch=min(recipe.train.batch, train.rows),
         accumulate=recipe.train.accumulate,
         learning=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
         optimizer=recipe.train.optimizer,
@@ -274,11 +300,12 @@ def _run_bytes(recipe: Recipe, model: Model, data: Dataset, work: Work) -> int:
 def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dict[str, int]:
     named = dict(model.module.named_parameters())
     prefix = tuple(f"{name}." for name in before)
+    packed = [part for part in model.module.modules() if isinstance(part, QuantizedLinear)]
     return {
-        "all": sum(p.numel() for p in named.values()),
+        "all": sum(p.numel() for p in named.values()) + sum(part.in_features * part.out_features for part in packed),
         "learning": work.learning,
         "before_line": sum(p.numel() for name, p in named.items() if prefix and name.startswith(prefix)),
-        "weights_bytes": sum(p.nbytes for p in named.values()),
+        "weights_bytes": sum(p.nbytes for p in named.values()) + sum(buffer.nbytes for part in packed for buffer in part.buffers()),
         "gradients_bytes": work.learning * 4,
         "optimizer_bytes": work.learning * 4 * STATE_TENSORS[work.optimizer],
         "activations_bytes": saved_bytes,

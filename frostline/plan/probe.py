@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from frostline.plan.execution import Execution
 from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import best_seconds
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(logits, labels) → (sum, count)."""
+Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+"""(outputs, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
 _TIMES = 3  # a network that takes milliseconds is not worth a third of a second
@@ -57,7 +58,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     few = source.encode(_spread(source.rows, min(3, source.rows)), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
-        line = execution.find_line(few.inputs) if source.rows >= 2 else None
+        line = execution.find_line(few.inputs) if source.rows >= 2 and execution.task.sequences == 1 else None
         execution.line = line
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
@@ -66,8 +67,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
-        scale = batch / len(sample.labels)
-        width = _padding(source, batch) / sample.inputs["attention_mask"].shape[1] if source.lengths is not None else 1.0
+        scale = batch / (len(sample.labels) if line is not None else len(sample.rows))
+        width = _width(execution, source, sample, batch)
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
         result = Probe(
             batch=batch,
@@ -76,7 +77,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
             forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
             saved_bytes=int(scale * saved) + fixed,
-            transient_bytes=int(batch * _transient_bytes(module, few) / len(few.rows)),
+            transient_bytes=int(batch * _transient_bytes(execution, few) / len(few.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -113,6 +114,16 @@ def _forward(execution: Execution, batch: Batch) -> None:
         execution.forward(batch)
 
 
+def _width(execution: Execution, source: SplitSource, sample: Batch, batch: int) -> float:
+    """How much more there is to compute in a row of an epoch than in one of the sample."""
+    if source.lengths is None:
+        return 1.0
+    mask = sample.inputs["attention_mask"]
+    if execution.pack:
+        return float(source.lengths.mean()) * len(sample.rows) / float(mask.sum())
+    return _padding(source, batch) / (execution.task.sequences * mask.shape[1])
+
+
 def _padding(source: SplitSource, batch: int) -> float:
     """Tokens a row, padding included, in the batches of an epoch: texts of like length meet, so it is less than the longest."""
     assert source.lengths is not None, "only texts are padded"
@@ -143,8 +154,8 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _transient_bytes(module: nn.Module, batch: Batch) -> int:
-    largest = 0
+def _transient_bytes(execution: Execution, batch: Batch) -> int:
+    module, largest = execution.model.module, 0
 
     def leave(child: nn.Module, args: object, output: object) -> None:
         nonlocal largest
@@ -154,7 +165,7 @@ def _transient_bytes(module: nn.Module, batch: Batch) -> int:
     handles = [child.register_forward_hook(leave) for child in module.modules() if not list(child.children())]
     try:
         with torch.no_grad():
-            module(**batch.inputs)
+            execution.forward(batch)
     finally:
         for handle in handles:
             handle.remove()

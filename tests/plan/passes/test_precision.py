@@ -49,4 +49,4 @@ def test_a_run_in_bf16_learns_and_its_weights_stay_float32(digits, tmp_path):
 
 def test_only_what_is_not_exact_says_so(digits, tmp_path):
     made = plan(cnn(digits), digits, tmp_path / "run", precision="bf16")
-    assert {d.what: d.exact for d in made.decisions} == {"cache_prefix": True, "channels_last": True, "bf16": False}
+    assert {d.what for d in made.decisions if not d.exact} == {"bf16"} and len(made.decisions) > 1

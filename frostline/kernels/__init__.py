@@ -1,0 +1,1 @@
+"""The numerics that the planner's passes choose from: cross-entropy in chunks, LoRA as one function, attention without padding."""

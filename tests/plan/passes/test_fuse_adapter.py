@@ -1,0 +1,136 @@
+"""A linear layer and its LoRA update as one function: the same outputs and gradients, for both ways to store a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import frostline as fl
+from frostline.adapt.lora_layers import LoRALinear
+from frostline.data.dataset import Dataset
+from frostline.kernels.lora_linear import lora_linear
+from frostline.models.model import Model
+from frostline.plan.decision import Decision
+from frostline.plan.passes.fuse_adapter import fuse, propose
+from frostline.plan.plan import Plan
+from frostline.recipe import PlanRecipe, Recipe
+from tests import small
+from tests.train.small import plan
+
+
+@pytest.fixture(scope="module")
+def talks() -> Dataset:
+    return fl.prepare(small.talks(12), task="chat", workers=0)
+
+
+def llama(data: Dataset) -> Model:
+    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
+    return small.llama(data.task, texts, max_length=128)
+
+
+def layers(module: nn.Module) -> list[LoRALinear]:
+    return [part for part in module.modules() if isinstance(part, LoRALinear)]
+
+
+def wake(module: nn.Module) -> None:
+    """B begins at zero, where an update changes nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        for part in layers(module):
+            nn.init.normal_(part.lora_B, std=0.3)
+
+
+def decision(made: Plan) -> Decision | None:
+    return next((one for one in made.decisions if one.what == "fuse_adapter"), None)
+
+
+def test_a_step_is_the_same_on_as_off(talks: Dataset, tmp_path: Path) -> None:
+    found: list[tuple[float, dict[str, Tensor]]] = []
+    for wish in ("on", "off"):
+        made = plan(llama(talks), talks, tmp_path / wish, adapt={"method": "lora", "rank": 3}, batch=6, fuse_adapter=wish, cache="off")
+        assert decision(made) is not None and decision(made).on == (wish == "on") and decision(made).exact  # type: ignore[union-attr]
+        assert {part.kernel for part in layers(made.model.module)} == {lora_linear if wish == "on" else None}
+        wake(made.model.module)
+        batch = made.execution.sources["train"].encode(np.arange(6), None)
+        total, _ = made.loss(made.execution.forward(batch), batch.labels)
+        total.backward()
+        found.append((float(total.detach()), {name: p.grad for name, p in made.model.module.named_parameters() if p.grad is not None}))
+    (loss, ours), (expected, theirs) = found
+    assert loss == pytest.approx(expected, rel=1e-5) and set(ours) == set(theirs) and all("lora_" in name for name in ours)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-5, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(12, 12), (12, 20), (20, 12)], ids=["square", "wider", "narrower"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["linear", "conv1d"])
+def test_both_ways_to_store_a_weight(inputs: int, outputs: int, transposed: bool) -> None:
+    """GPT-2's Conv1D holds (inputs, outputs); of a square one the shape does not tell."""
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    base = Conv1D(outputs, inputs) if transposed else nn.Linear(inputs, outputs)
+    nn.init.normal_(base.bias)
+    layer = LoRALinear(base, rank=3, alpha=5.0, dropout=0.0)
+    wake(layer)
+    results = []
+    for on in (True, False):
+        fuse(layer, on)
+        assert (layer.kernel is not None) == on
+        x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        y = layer(x)
+        learning = [x, *layer.parameters()]
+        results.append([y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), learning)])
+    assert results[0][0].shape == (2, 5, outputs) and len(results[0]) == 6
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def used(layer: LoRALinear) -> bool:
+    """Whether the layer computes by its kernel as it stands."""
+    calls: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return lora_linear(*args)
+
+    layer.kernel = counted
+    layer(torch.ones(2, 8))
+    return bool(calls)
+
+
+def test_not_used_where_dropout_or_a_switch_asks_for_more() -> None:
+    plain, dropped = (LoRALinear(nn.Linear(8, 8), rank=2, alpha=4.0, dropout=p) for p in (0.0, 0.5))
+    assert used(plain) and used(plain.eval())
+    assert not used(dropped.train()) and used(dropped.eval())
+    plain.off = True
+    assert not used(plain)
+
+
+def test_dropout_draws_as_it_did(talks: Dataset, tmp_path: Path) -> None:
+    """With dropout the plain path runs, so the numbers are those of the layers as they are written, bit by bit."""
+    losses = []
+    for wish in ("on", "off"):
+        made = plan(llama(talks), talks, tmp_path / wish, adapt={"method": "lora", "dropout": 0.5}, batch=6, fuse_adapter=wish, cache="off")
+        wake(made.model.module)
+        made.model.module.train()
+        batch = made.execution.sources["train"].encode(np.arange(6), None)
+        torch.manual_seed(3)
+        losses.append(float(made.loss(made.execution.forward(batch), batch.labels)[0].detach()))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("wish", "on"), [("auto", True), ("on", True), ("off", False)])
+def test_decided(wish: Any, on: bool) -> None:
+    module = nn.Sequential(LoRALinear(nn.Linear(4, 4), rank=2, alpha=4.0), nn.ReLU(), LoRALinear(nn.Linear(4, 4), rank=2, alpha=4.0))
+    why = "2 linear layers with LoRA" if on else "switched off in the recipe"
+    assert propose(Recipe(plan=PlanRecipe(fuse_adapter=wish)), module) == Decision(what="fuse_adapter", on=on, why=why)
+    assert all((part.kernel is lora_linear) == on for part in layers(module))
+
+
+def test_not_proposed_without_lora() -> None:
+    assert propose(Recipe(), nn.Linear(4, 4)) is None
