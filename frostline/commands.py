@@ -34,6 +34,7 @@ frostline COMMAND --help shows a command's options; every key of a recipe can be
 _HELP = {
     "train": "examples:\n  frostline train photos/ --model vgg16 model.weights=vgg16-notop.h5 --adapt head --out runs/vgg train.epochs=10\n"
     "  frostline train reviews.csv --task text-classification --model path/to/bert --adapt lora adapt.rank=8\n"
+    "  frostline train chat.jsonl --task chat --model SmolLM2.gguf --adapt lora adapt.rank=16\n"
     "  frostline train recipe.yaml train.lr=3e-4 train.epochs=5\n  frostline train --resume runs/vgg",
     "predict": "examples:\n  frostline predict runs/vgg cat.jpg more-photos/\n  frostline predict runs/gru --text '这家店很好'\n"
     "  frostline predict runs/gru more.csv --column review\n  cat lines.txt | frostline predict runs/gru - --json",
@@ -43,7 +44,8 @@ _HELP = {
     "init": "examples:\n  frostline init photos/ > recipe.yaml\n  frostline init reviews.csv --out reviews.yaml --model gru",
     "prepare": "examples:\n  frostline prepare photos/ data.size=224 --out prepared/photos\n"
     "  frostline prepare reviews.csv data.label_column=stars",
-    "show": "examples:\n  frostline show runs/vgg\n  frostline show data reviews.csv --model gru",
+    "show": "examples:\n  frostline show runs/vgg\n  frostline show data reviews.csv --model gru\n"
+    "  frostline show data chat.jsonl --task chat --model SmolLM2.gguf",
     "find-lr": "examples:\n  frostline find-lr photos/ --model efficientnet-lite0 --out lr.svg",
     "info": "examples:\n  frostline info\n  frostline info --calibrate --json",
 }
@@ -144,6 +146,7 @@ def _model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
     parser.add_argument(
         "--model", metavar="NAME|PATH", help="vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, or an HF folder or id"
     )
-    parser.add_argument("--adapt", metavar="A", help='head, "last N", full, lora or gradual')
+    methods = 'head, "last N", full, gradual, lora, vera, ia3, adapter, prefix, prompt, p-tuning, bitfit or norms'
+    parser.add_argument("--adapt", metavar="A", help=methods)
     if out is not None:
         parser.add_argument("--out", help=out)

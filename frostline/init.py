@@ -37,7 +37,7 @@ def _found(data: Dataset) -> list[str]:
     rows = ", ".join(f"{split} {table.num_rows}" for split, table in data.splits.items())
     lines = [
         "A Frostline recipe. Run it with: frostline train THIS-FILE",
-        f"Found: {data.schema.task}, {rows} rows; labels: {labels or 'numbers'}",
+        f"Found: {data.schema.task}, {rows} rows; labels: {labels or ('numbers' if data.schema.target == 'number' else 'none')}",
         *(f"warning: {text}" for text in data.report.warnings),
         *(f"note: {text}" for text in data.report.notes),
     ]

@@ -13,6 +13,7 @@ import frostline as fl
 from frostline import api
 from frostline.data.dataset import Dataset
 from frostline.data.encode import split_source
+from frostline.data.prepare import from_recipe
 from frostline.errors import ModelError, RecipeError, RunError
 from frostline.models.model import Model, logits_of
 from frostline.plan.plan import Plan
@@ -213,6 +214,19 @@ def test_a_module_of_ones_own_goes_the_whole_road(digits: Dataset, here: Path, m
     report = fl.evaluate(run, model=fl.load(run, module=_Own()))
     assert report.rows == digits.splits["test"].num_rows and (run.folder / "report.html").exists()
     assert set(fl.predict(fl.load(run, module=_Own()), np.zeros((8, 8, 3), dtype=np.uint8))[0]) >= {"label", "probability"}
+
+
+def test_a_seed_of_its_own_divides_the_rows_the_same_way_when_the_run_is_rerun(reviews: Path) -> None:
+    def ids(data: Dataset) -> dict[str, list[str]]:
+        return {name: table["id"].to_pylist() for name, table in data.splits.items()}
+
+    data = fl.prepare(reviews, seed=5, limit=60)
+    assert ids(data) != ids(fl.prepare(reviews, limit=60))
+    model = fl.load("mlp", data=data, seed=0, width=8, depth=1)
+    run = fl.train(fl.plan(model, data, epochs=1, cache="off"), quiet=True)
+    recipe = Recipe.from_yaml(run.folder / "recipe.yaml")
+    assert (recipe.seed, recipe.data.seed) == (0, 5)
+    assert ids(from_recipe(recipe, progress=False)) == ids(data) == ids(run.data)
 
 
 def test_a_plan_is_carried_out_once(texts: Dataset) -> None:

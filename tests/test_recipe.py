@@ -29,6 +29,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(typing.get_args(hint))
     if typing.get_origin(hint) is list:
         return st.lists(texts(), max_size=3)
+    if typing.get_origin(hint) is dict:
+        return st.dictionaries(texts(), values(typing.get_args(hint)[1]), max_size=3)
     plain = {
         types.NoneType: st.none(),
         bool: st.booleans(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def test_every_source_is_told(yaml_file) -> None:  # type: ignore[no-untyped-def
     [
         ("adapt: last 3", ["adapt.last=5"], "last", 5),
         ("adapt: {method: last, last: 3}", ["adapt=last 5"], "last", 5),
-        ("adapt: last 3", ["adapt=head"], "head", 3),
+        ("adapt: last 3", ["adapt=head"], "head", 2),
+        ("adapt: last 3", ["adapt.last=4", "adapt=head"], "head", 4),
         ("adapt: head", ["adapt.method=last", "adapt.last=4"], "last", 4),
         ("adapt: head", ["adapt.last=4", "adapt=last 6"], "last", 6),
     ],
@@ -231,3 +233,26 @@ def test_python_values() -> None:
 def test_all_keys_are_leaves() -> None:
     assert {"seed", "data.augment.zoom", "train.lr"} <= set(all_keys())
     assert "data.augment" not in all_keys()
+
+
+def test_numbers_by_name(yaml_file) -> None:  # type: ignore[no-untyped-def]
+    path = yaml_file("adapt:\n  method: lora\n  rank_pattern: {q_proj: 4, 'layers\\.[01]\\.v': 1e1}\n")
+    recipe, sources = resolve(path, ["adapt.rank_pattern.k=2", "adapt.alpha_pattern={层.q: 1.5}"])
+    assert recipe.adapt.rank_pattern == {"q_proj": 4, r"layers\.[01]\.v": 10, "k": 2}
+    assert recipe.adapt.alpha_pattern == {"层.q": 1.5} and sources["adapt.rank_pattern"] == "command line"
+    assert recipe.with_values({"adapt.rank_pattern": {}}).adapt.rank_pattern == {}
+    assert recipe.with_values({"adapt.rank_pattern": {"a.b": "8"}}).adapt.rank_pattern["a.b"] == 8
+    assert Recipe.from_yaml(yaml_file(recipe.to_yaml(), "b.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapt.rank_pattern=8", "command line: adapt.rank_pattern got '8', expected numbers by name, as in {q_proj: 16}"),
+        ("adapt.rank_pattern={q: much}", "adapt.rank_pattern.q got 'much', expected a whole number"),
+        ("adapt.rank_patern.q=8", "unknown key 'adapt.rank_patern.q'"),
+    ],
+)
+def test_numbers_by_name_refused(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        resolve(None, [override])

@@ -48,6 +48,24 @@ NAMES = {
     "rmse": "Root mean squared error 均方根误差",
     "mae": "Mean absolute error 平均绝对误差",
     "r2": "R² 决定系数",
+    "perplexity": "Perplexity 困惑度",
+    "token_accuracy": "Token accuracy 词元准确率",
+    "bits_per_byte": "Bits per byte 每字节比特数",
+    "exact_match": "Exact match 完全一致率",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+    "margin": "Reward margin 奖励差",
+    "precision": "Precision 精确率",
+    "recall": "Recall 召回率",
+    "f1": "F1",
+    "spearman": "Spearman 相关系数",
+    "mrr": "MRR 平均倒数排名",
+    "recall@1": "Recall@1",
+    "recall@5": "Recall@5",
+    "recall@10": "Recall@10",
 }
 _SPLITS = {"train": "train 训练集", "validation": "validation 验证集", "test": "test 测试集"}
 _TILE_ORDER = ("accuracy", "f1_macro", "roc_auc", "calibration_error", "f1_micro", "subset_accuracy", "r2", "rmse", "mae", "mse")
@@ -68,7 +86,7 @@ def report_html(report: Report, title: str, *, max_pixels: int = 100_000_000) ->
 
 
 def _tiles(report: Report) -> str:
-    names = [name for name in _TILE_ORDER if name in report.metrics][:_TILES]
+    names = ([name for name in _TILE_ORDER if name in report.metrics] or [name for name in report.metrics if name in NAMES])[:_TILES]
     tiles = "".join(
         f'<div class="tile"><div class="name">{text(NAMES[name])}</div><div class="value">{number(report.metrics[name])}</div>'
         f'<div class="interval">{_interval(report, name)}</div></div>'
@@ -176,6 +194,12 @@ def _mistake(one: Mapping[str, Any], picture: str | None) -> str:
     )
 
 
+def _examples(report: Report) -> str:
+    rows = [[f"<pre>{text(str(one.get(name, '')))}</pre>" for name in ("input", "expected", "given")] for one in report.examples]
+    headers = ["input 输入", "expected 参考", "given 生成"]
+    return _section("Examples 样例", f'<div class="scroll">{_table(headers, rows, "plain left")}</div>' if rows else "")
+
+
 def _data(report: Report) -> str:
     return _section("Data 数据", f'<div class="scroll">{DataReport.from_dict(report.data).to_html()}</div>' if report.data else "")
 
@@ -195,6 +219,7 @@ _SECTIONS: tuple[Callable[..., str], ...] = (
     _calibration,
     _points,
     _mistakes,
+    _examples,
     _data,
     _cost,
 )

@@ -7,8 +7,8 @@ a result with an ``error`` in place of a label; the other rows of its batch are 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,27 @@ from frostline.data.dataset import Schema
 from frostline.data.encodings import read_text
 from frostline.data.image_encoder import encode_images
 from frostline.data.images import pillow_to_rgb
-from frostline.data.preprocess import ImagePreprocess
+from frostline.data.preference_encoder import encode_conversations
+from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.data.tables import TABLE_SUFFIXES, read_table, spell_column
+from frostline.data.tag_encoder import encode_words
+from frostline.data.tagged_text import divide
 from frostline.data.text_encoder import encode_texts
 from frostline.errors import DataError
+from frostline.evaluate.answers import WRITING, answer
 from frostline.models.model import Model, evaluating, logits_of
 from frostline.progress import say_nothing
+from frostline.recipe import DataRecipe
 from frostline.tasks import get_task
+from frostline.tasks.token_classification import named_entities
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 Encode = Callable[[list[Any]], dict[str, Tensor]]
 """Sources of rows → the network's inputs."""
+
+Show = Callable[[list[Any]], list[dict[str, Any]]]
+"""Sources of rows → what each result holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +69,18 @@ class Reading:
     """Of tables and text files; detected when not given."""
     max_pixels: int = 100_000_000
     """Larger images are not read."""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    """How the model's data was prepared (a translation's ``prompt``)."""
+    max_new_tokens: int = 256
+    """The most that a language model writes to one input."""
     say: Callable[[str], None] = say_nothing
     """Where notes of what was guessed go."""
 
 
-def predict(
-    model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, **reading: Any
-) -> list[dict[str, Any]]:
+def predict(model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, **reading: Any) -> list[dict[str, Any]]:
     """One dict per row, in order: ``{"input", "label", "probability", "probabilities"}``, or ``{"input", "error"}``.
 
+    Instead of a label a language model gives its ``text``, a tagger ``entities``, a reward model a ``reward``, an embedding a ``vector``.
     ``inputs``: one or a list of paths (a file, a folder, a CSV, JSONL or Parquet), arrays (uint8), Pillow images, or texts.
     ``texts`` are taken as they are, even where a file of that name exists. ``label`` is a name, for several labels a list, or
     a number. ``reading``: the fields of :class:`Reading`. Raises DataError where nothing of an input can be read.
@@ -76,38 +88,24 @@ def predict(
     schema, how = model.card.schema, Reading(**reading)
     items = [item for one in _listed(inputs) for item in _expand(one, schema, how)]
     literal = [texts] if isinstance(texts, str) else list(texts)
-    if literal and schema.task != "text-classification":
+    if literal and schema.task == "image-classification":
         raise DataError(
             f"texts: {literal[0]!r} was given to a model for {schema.task}, expected images. Give their paths instead of --text"
         )
     items += [Item(name=text, source=text) for text in literal]
-    encode = _encoder(model, how.max_pixels)
+    shower = _shower(model, how)
     # Texts of like length meet in one batch, so that little is padded.
-    order = sorted(range(len(items)), key=lambda row: len(items[row].source or "") if schema.task == "text-classification" else 0)
+    order = sorted(range(len(items)), key=lambda row: 0 if schema.task == "image-classification" else len(items[row].source or ""))
     results: dict[int, dict[str, Any]] = {}
     for start in range(0, len(order), batch):
         rows = order[start : start + batch]
-        results.update(zip(rows, _predict_some(model, encode, [items[row] for row in rows])))
+        results.update(zip(rows, _predict_some(shower, [items[row] for row in rows])))
     return [results[row] for row in range(len(items))]
-
-
-def predict_batches(model: Model, encode: Encode, items: list[Any], batch: int) -> Iterator[np.ndarray]:
-    """The scores of each batch of items, float32 (rows, outputs). Every module's mode is as before whenever this yields."""
-    for start in range(0, len(items), batch):
-        yield _scores(model, encode(items[start : start + batch]))
 
 
 def show(schema: Schema, scores: np.ndarray) -> dict[str, Any]:
     """One row's scores for a person: label, probability, probabilities."""
     return get_task(schema.task).decode(schema, scores)
-
-
-def expand_inputs(inputs: Sequence[str], schema: Schema) -> list[Item]:
-    """Paths and texts → rows. Folders are searched in depth, in a fixed order; tables give their text or path column.
-
-    Raises DataError for a path that does not exist, a folder without anything to predict, and a table without the column.
-    """
-    return [item for one in inputs for item in _expand(one, schema, Reading())]
 
 
 def _listed(inputs: Any) -> list[Any]:
@@ -237,43 +235,64 @@ def _encoder(model: Model, max_pixels: int) -> Encode:
     preprocess = model.card.preprocess
     if isinstance(preprocess, ImagePreprocess):
         return lambda sources: {"pixel_values": encode_images(sources, preprocess, max_pixels)}
+    if model.card.schema.task == "reward":
+        return lambda sources: encode_conversations(sources, preprocess)
     return lambda sources: encode_texts(sources, preprocess)
 
 
-def _predict_some(model: Model, encode: Encode, items: list[Item]) -> list[dict[str, Any]]:
+def _shower(model: Model, how: Reading) -> Show:
+    """What makes the results of some sources, by the model's task."""
+    schema = model.card.schema
+    if schema.task in WRITING:
+        data = replace(how.data, task=schema.task)
+        return lambda sources: [{"text": text} for text in answer(model, sources, max_new_tokens=how.max_new_tokens, recipe=data)]
+    if schema.task == "token-classification":
+        return lambda sources: _tagged(model, sources)
+    encode = _encoder(model, how.max_pixels)
+    if schema.task == "embedding":
+        return lambda sources: [{"vector": row.tolist()} for row in _scores(model, encode(sources))]
+    return lambda sources: [show(schema, row) for row in _scores(model, encode(sources))]
+
+
+def _tagged(model: Model, texts: list[str]) -> list[dict[str, Any]]:
+    """The entities of each text; ``start`` and ``end`` count its characters."""
+    preprocess = model.card.preprocess
+    assert isinstance(preprocess, TextPreprocess), "tags are of texts"
+    spans = [divide(text) or [(0, 0)] for text in texts]
+    words = [[text[start:end] for start, end in places] for text, places in zip(texts, spans, strict=True)]
+    inputs, positions = encode_words(words, preprocess)
+    results = []
+    for text, places, own, where, tags in zip(texts, spans, words, positions, _scores(model, inputs), strict=True):
+        found = named_entities(model.card.schema, own, [None if at is None else int(tags[at]) for at in where])
+        ends = [(places[one["start"]][0], places[one["end"] - 1][1]) for one in found]
+        named = [{**one, "text": text[start:end], "start": start, "end": end} for one, (start, end) in zip(found, ends, strict=True)]
+        results.append({"entities": named})
+    return results
+
+
+def _predict_some(shower: Show, items: list[Item]) -> list[dict[str, Any]]:
+    """The results of the items that can be read, and the others' errors. One by one only after one has failed."""
     errors = {row: item.error for row, item in enumerate(items) if item.error is not None}
-    inputs = _encoded(encode, items, errors)
-    shown = iter(()) if inputs is None else (show(model.card.schema, row) for row in _scores(model, inputs))
-    return [
-        {"input": item.name, "error": errors[row]} if row in errors else {"input": item.name, **next(shown)}
-        for row, item in enumerate(items)
-    ]
-
-
-def _encoded(encode: Encode, items: list[Item], errors: dict[int, str]) -> dict[str, Tensor] | None:
-    """The inputs of the items that can be read; the others are added to ``errors``. One by one only after one has failed."""
-    sources = [item.source for row, item in enumerate(items) if row not in errors]
-    if not sources:
-        return None
+    readable = [row for row in range(len(items)) if row not in errors]
+    results: dict[int, dict[str, Any]] = {}
     try:
-        return encode(sources)
+        if readable:
+            results.update(zip(readable, shower([items[row].source for row in readable]), strict=True))
     except (DataError, OSError):
-        readable = []
-        for row, item in enumerate(items):
-            if row in errors:
-                continue
+        for row in readable:
             try:
-                encode([item.source])
-                readable.append(item.source)
+                results[row] = shower([items[row].source])[0]
             except (DataError, OSError) as error:
                 errors[row] = str(error)
-        return encode(readable) if readable else None
+    return [
+        {"input": item.name, "error": errors[row]} if row in errors else {"input": item.name, **results[row]}
+        for row, item in enumerate(items)
+    ]
 
 
 def _scores(model: Model, inputs: dict[str, Tensor]) -> np.ndarray:
     schema = model.card.schema
     device = next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
-    # Inference mode is left before the caller goes on: around a yield it would reach into the caller's own code.
     with evaluating(model.module), torch.inference_mode():
         logits = logits_of(model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
-        return get_task(schema.task).scores(schema, logits).cpu().numpy()
+        return get_task(schema.task).scores(schema, logits, None).cpu().numpy()

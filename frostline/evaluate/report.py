@@ -20,6 +20,7 @@ _ORIGIN_CHARACTERS = 1000
 _POINTS = 500
 _CLASSES_PRINTED = 30
 _MISTAKES_PRINTED = 5
+_EXAMPLES_PRINTED = 3
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,8 @@ class Report:
     """``{low, high, rows, confidence, accuracy}`` of the bins that hold rows; for target class only."""
     mistakes: list[dict[str, Any]] = field(default_factory=list)
     """The most confident errors (numbers: the largest): ``{origin, true, predicted, probability}``."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+    """For tasks that give text: ``{input, expected, given}`` of some rows."""
     points: list[tuple[float, float]] = field(default_factory=list)
     """(true, predicted) of some rows; for numbers only."""
     notes: list[str] = field(default_factory=list)
@@ -87,6 +90,7 @@ class Report:
         if self.confusion:
             parts.append(confusion(self.confusion, self.labels))
         parts.append(self._mistakes_text())
+        parts.append(self._examples_text())
         parts.append(self._cost_text())
         parts.append("\n".join(f"note: {note}" for note in self.notes))
         return "\n\n".join(part for part in parts if part)
@@ -113,6 +117,12 @@ class Report:
         ]
         title = "largest errors" if self.target == "number" else "most confident errors"
         return f"{title}:\n" + table(["true", "predicted", "probability", "row"], rows)
+
+    def _examples_text(self) -> str:
+        parts = []
+        for one in self.examples[:_EXAMPLES_PRINTED]:
+            parts += [f"{name:<9} {shortened(str(one[name]), 120)}" for name in ("input", "expected", "given") if name in one]
+        return "\n".join(["examples:", *parts]) if parts else ""
 
     def _cost_text(self) -> str:
         rows = cost_rows(self.cost)

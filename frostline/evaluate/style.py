@@ -30,6 +30,8 @@ table.plain, table.data-rows { font-size:14px; }
 .plain td:first-child { white-space:pre-wrap; overflow-wrap:anywhere; min-width:110px; }
 .plain th, .data-rows th { color:var(--faint); font-weight:500; word-break:keep-all; }
 .tight th, .tight td { padding:5px 7px; }
+.left th, .left td { text-align:left; vertical-align:top; }
+.left pre { margin:0; white-space:pre-wrap; overflow-wrap:anywhere; font:inherit; }
 .heat { font-size:13px; } .heat th { font-weight:500; padding:4px 8px; text-align:right; }
 .heat thead th { max-width:110px; overflow-wrap:anywhere; color:var(--faint); }
 .heat td { min-width:40px; padding:7px 8px; text-align:center; border:2px solid var(--ground); border-radius:5px; }

@@ -17,6 +17,7 @@ from frostline.data.loader import epoch_batches, load
 from frostline.data.randomness import integer_seed
 from frostline.errors import TrainingStopped
 from frostline.plan.passes.cache_prefix import fill_stores
+from frostline.plan.passes.reference import fill_reference
 from frostline.plan.plan import Plan
 from frostline.train.loop import start
 
@@ -67,6 +68,7 @@ def find_lr(plan: Plan, *, lowest: float = 1e-6, highest: float = 1.0, steps: in
     before = copy.deepcopy(module.state_dict())
     if plan.execution.line is not None:
         fill_stores(plan.recipe, plan.execution, quiet=True)
+    fill_reference(plan.recipe, plan.execution)
     try:
         lrs, losses = _sweep(plan, lowest, highest, steps)
     finally:

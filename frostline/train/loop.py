@@ -21,6 +21,7 @@ from frostline.data.loader import Batch, epoch_batches, load
 from frostline.data.randomness import integer_seed
 from frostline.errors import TrainingStopped
 from frostline.plan.passes.cache_prefix import fill_stores
+from frostline.plan.passes.reference import fill_reference, prove_reference
 from frostline.plan.plan import Plan
 from frostline.progress import progress, say_nothing
 from frostline.train.checkpoint import Counters
@@ -31,7 +32,7 @@ from frostline.train.optimizers import Optimizer, build_optimizer, set_rate, sta
 from frostline.train.record import Recorder
 from frostline.train.run import Run, in_use
 from frostline.train.schedules import Plateau, learning_rate
-from frostline.train.validate import running_score, validate
+from frostline.train.validate import validate
 
 Say = Callable[[str], None]
 
@@ -60,6 +61,8 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
     with in_use(run), stop_on_interrupt(run.folder, say) as stop:
         if plan.execution.line is not None:
             fill_stores(plan.recipe, plan.execution, quiet, stop.stop_before_training)
+        # Before the weights become those of a checkpoint.
+        fill_reference(plan.recipe, plan.execution, run.folder, quiet, stop.stop_before_training)
         state = recorder.restore(start(plan, recorder.epoch_to_go_on_from))
         frozen = state.frozen
         for epoch in range(state.counters.epoch, epochs):
@@ -112,6 +115,7 @@ def _train_epoch(state: State, epoch: int, recorder: Recorder, stop: StopRequest
     module, recipe, source = plan.model.module, plan.recipe.train, plan.execution.sources["train"]
     module.train()
     plan.execution.prove("train", epoch=epoch)
+    prove_reference(plan.recipe, plan.execution, "train", epoch)
     batches = epoch_batches(source.rows, recipe.batch, plan.recipe.seed, epoch, source.lengths)
     rest = batches[counters.step_in_epoch * recipe.accumulate :]
     watch = GradientWatch(module) if counters.step == 0 else None
@@ -147,17 +151,20 @@ def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None) -> dict[str, float]:
     """Forward and backward over the micro-batches of one optimiser step, then the update. Returns the step's sums."""
     plan = state.plan
-    sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "rows": 0.0}
+    sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "scored": 0.0, "rows": 0.0}
     for batch in group:
         torch.manual_seed(integer_seed(plan.recipe.seed, epoch, int(batch.rows[0]), "forward"))
-        logits = plan.execution.forward(batch)
-        total, count = plan.loss(logits, batch.labels)
+        outputs = plan.execution.forward(batch)
+        total, count = plan.loss(outputs, batch.labels)
         sums["loss"] += (value := float(total.detach()))
         if value - value != 0:  # inf or NaN
             raise diagnose(plan, batch, value, state.counters.step + 1, kept)
+        with torch.no_grad():
+            score, scored = plan.task.running(plan.data.schema, outputs, batch.labels)
         total.backward()
         sums["count"] += float(count)
-        sums["score"] += running_score(plan.data.schema, logits.detach(), batch.labels)
+        sums["score"] += score
+        sums["scored"] += scored
         sums["rows"] += len(batch.rows)
     if sums["count"] == 0:
         raise stop_without_labels(state.counters.step + 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from frostline.adapt.lora import inject
+from frostline.adapt.rebuild import rebuild
 from frostline.errors import RunError
 from frostline.models.save import save_model
 from frostline.plan.cost import Cost
@@ -23,12 +23,9 @@ from frostline.train.memory import peak_bytes, reset_peak
 from frostline.train.optimizers import set_rate, state_from_tensors, state_to_tensors
 from frostline.train.run import Run, truncate_metrics
 from frostline.train.schedules import Plateau, learning_rate
-from frostline.train.validate import SCORE_NAMES
 
 if TYPE_CHECKING:
     from frostline.train.loop import State
-
-_DEFAULT_BEST = {"class": "accuracy", "multi-label": "f1_micro", "number": "loss"}
 
 
 class Recorder:
@@ -46,7 +43,7 @@ class Recorder:
 
     def __init__(self, run: Run, plan: Plan, *, resume: bool = False):
         self.run, self.plan = run, plan
-        self.best_by = plan.recipe.train.best_by or _DEFAULT_BEST[plan.data.schema.target]
+        self.best_by = plan.recipe.train.best_by or plan.task.best_by(plan.data.schema)
         self.began = time.perf_counter()
         found = checkpoints(self.folder) if resume else []
         self.resumed = load_checkpoint(found[-1]) if found else None
@@ -113,7 +110,8 @@ class Recorder:
     def epoch_line(self, epoch: int) -> str:
         """One line about a finished epoch, for people."""
         record = self.run.history[-1]
-        names = ("loss", SCORE_NAMES[self.plan.data.schema.target], "val_loss", f"val_{self.best_by}", "val_accuracy", "val_f1_macro")
+        running = self.plan.task.running_name(self.plan.data.schema)
+        names = ("loss", running, "val_loss", f"val_{self.best_by}", f"val_{running}", "val_accuracy", "val_f1_macro")
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in dict.fromkeys(names) if name in record)
         best = "  (best so far)" if record.get("best") else ""
         pace = f"{record['seconds']:.1f} s  {record['rows_per_second']:.0f} rows/s"
@@ -141,7 +139,7 @@ class Recorder:
         with torch.no_grad():  # after, not merged into, the others: a tied weight stands there under another name as well
             for name, average in averages.items():
                 parameters[name].copy_(average)
-        save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=inject)
+        save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=rebuild)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
@@ -160,7 +158,8 @@ class Recorder:
         sums = counters.sums
         if not sums.get("count"):
             return {}
-        return {"loss": sums["loss"] / sums["count"], SCORE_NAMES[self.plan.data.schema.target]: sums["score"] / sums["rows"]}
+        name = self.plan.task.running_name(self.plan.data.schema)
+        return {"loss": sums["loss"] / sums["count"], name: sums["score"] / max(sums["scored"], 1e-9)}
 
     def _judge(self, counters: Counters, record: dict[str, Any]) -> None:
         value = record.get(f"val_{self.best_by}")

@@ -8,24 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frostline.data.dataset import Schema
 from frostline.data.loader import Batch, load, plain_batches
 from frostline.models.model import evaluating
 from frostline.plan.plan import Plan
-from frostline.tasks.metrics import epoch_metrics
-
-SCORE_NAMES = {"class": "accuracy", "multi-label": "label_accuracy", "number": "mae"}
-"""What is shown beside the loss while training."""
-
-
-def running_score(schema: Schema, logits: Tensor, labels: Tensor) -> float:
-    """The sum over a batch's rows of what SCORE_NAMES calls the score: rows that are right, or absolute errors."""
-    if schema.target == "class":
-        truth = labels.argmax(1) if labels.dim() == 2 else labels
-        return float((logits.argmax(1) == truth).sum())
-    if schema.target == "multi-label":
-        return float(((logits > 0) == (labels > 0.5)).float().mean(1).sum())
-    return float((logits - labels).abs().sum())
 
 
 def validate(plan: Plan) -> dict[str, float]:
@@ -36,13 +21,13 @@ def validate(plan: Plan) -> dict[str, float]:
     rows: list[Tensor] = []
     with evaluating(module), torch.no_grad():
         for batch in _batches(plan):
-            logits = plan.execution.forward(batch)
-            loss, weight = plan.loss(logits, batch.labels)
+            outputs = plan.execution.forward(batch)
+            loss, weight = plan.loss(outputs, batch.labels)
             total, count = total + float(loss), count + float(weight)
-            scores.append(plan.task.scores(plan.data.schema, logits))
+            scores.append(plan.task.scores(plan.data.schema, outputs, batch.labels))
             rows.append(batch.rows)
     order = torch.cat(rows).argsort()
-    found = epoch_metrics(plan.data.schema, torch.cat(scores)[order].numpy(), np.asarray(source.labels))
+    found = plan.task.epoch_metrics(plan.data.schema, torch.cat(scores)[order].numpy(), np.asarray(source.labels))
     return {"val_loss": total / max(count, 1e-12), **{f"val_{name}": value for name, value in found.items()}}
 
 

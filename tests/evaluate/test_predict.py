@@ -12,8 +12,10 @@ from torch import nn
 from frostline.data.dataset import Schema
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.errors import DataError
-from frostline.evaluate.predict import expand_inputs, predict, predict_batches, show
+from frostline.evaluate.predict import predict
 from frostline.models.model import Card, Model
+from frostline.models.tokenizer import train_tokenizer
+from tests.evaluate.parrot import ANSWER, parrot
 
 IMAGES = Schema(task="image-classification", labels=("暗", "bright"))
 TEXTS = Schema(task="text-classification", labels=("bad", "好"))
@@ -147,7 +149,7 @@ def test_a_folder_or_table_without_anything_to_predict(image_model, tmp_path):
         predict(image_model, str(tmp_path))
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column looks like the image path; the columns are: 'a', 'b'"):
-        expand_inputs([str(tmp_path / "t.csv")], IMAGES)
+        predict(image_model, str(tmp_path / "t.csv"))
 
 
 def test_a_pillow_image_is_turned_upright_like_its_file(image_model, tmp_path):
@@ -199,15 +201,92 @@ def test_modes_are_put_back_also_after_an_error(image_model):
     assert module.training and module.dropout.training and not module.frozen.training
 
 
-def test_batches_leave_the_caller_out_of_inference_mode(image_model):
-    def encode(items):
-        return {"pixel_values": torch.stack([torch.full((3, 2, 2), value) for value in items])}
+def test_batches_are_of_the_size_that_was_asked_for_and_leave_inference_mode(image_model):
+    sizes, forward = [], image_model.module.forward
 
-    image_model.module.train()
-    sizes = []
-    for scores in predict_batches(image_model, encode, [0.0, 1.0, 1.0, 0.0, 1.0], batch=2):
-        assert not torch.is_inference_mode_enabled() and image_model.module.training
-        assert scores.dtype == np.float32
-        sizes.append(len(scores))
-        assert show(IMAGES, scores[-1])["label"] in IMAGES.labels
-    assert sizes == [2, 2, 1]
+    def counted(pixel_values):
+        sizes.append(len(pixel_values))
+        assert torch.is_inference_mode_enabled()
+        return forward(pixel_values)
+
+    image_model.module.forward = counted
+    results = predict(image_model, [DARK, BRIGHT, BRIGHT, DARK, BRIGHT], batch=2)
+    assert sizes == [2, 2, 1] and not torch.is_inference_mode_enabled()
+    assert [result["label"] for result in results] == ["暗", "bright", "bright", "暗", "bright"]
+
+
+class Looks(nn.Module):
+    """Gives each token a row of a table: what a token is tagged as, or what it adds to its text's vector."""
+
+    def __init__(self, table, pooled=False):
+        super().__init__()
+        self.table, self.pooled = nn.Parameter(table), pooled
+
+    def forward(self, input_ids, attention_mask):
+        each = self.table[input_ids]
+        return (each * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True) if self.pooled else each
+
+
+TAGS = ("O", "B-人", "I-人", "B-place", "I-place")
+TAGGED = {"李": 1, "明": 2, "Berlin": 3, "New": 3, "York": 4}
+
+
+@pytest.fixture
+def tagger():
+    """Knows 李明, Berlin and New York."""
+    tokenizer = train_tokenizer([*TAGGED, "lives in 住 在 ， 。 !"], "word", 100, "causal")
+    table = torch.zeros(len(tokenizer), len(TAGS))
+    table[:, 0] = 1
+    for word, tag in TAGGED.items():
+        table[tokenizer.convert_tokens_to_ids(word), tag] = 5
+    schema = Schema(task="token-classification", target="tags", labels=TAGS)
+    return Model(module=Looks(table), card=Card(name="custom", schema=schema, preprocess=TextPreprocess(tokenizer=tokenizer, max_length=9)))
+
+
+@pytest.mark.parametrize(
+    ("text", "entities"),
+    [
+        ("李明住在Berlin。", [("人", "李明", 0, 2), ("place", "Berlin", 4, 10)]),
+        ("Berlin, 李明!  New York", [("place", "Berlin", 0, 6), ("人", "李明", 8, 10), ("place", "New York", 13, 21)]),
+        ("  李 明 in  New   York.", [("人", "李 明", 2, 5), ("place", "New   York", 10, 20)]),
+        ("lives in", []),
+        ("", []),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 32])
+def test_entities_with_the_characters_they_stand_at(tagger, text, entities, batch):
+    results = predict(tagger, texts=[text, "李明"], batch=batch)
+    assert [result["input"] for result in results] == [text, "李明"]
+    for one, (label, words, start, end) in zip(results[0]["entities"], entities, strict=True):
+        assert one["label"] == label and one["text"] == words == text[start:end] and (one["start"], one["end"]) == (start, end)
+    assert [one["text"] for one in results[1]["entities"]] == ["李明"]
+    json.dumps(results)
+
+
+def test_entities_behind_the_longest_length_are_not_seen(tagger):
+    (result,) = predict(tagger, texts="in " * 8 + "Berlin Berlin")
+    assert [(one["start"], one["end"]) for one in result["entities"]] == [(24, 30)]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_vectors(batch):
+    tokenizer = train_tokenizer(["好 坏 good"], "word", 100)
+    table = torch.randn(len(tokenizer), 6, generator=torch.Generator().manual_seed(0))
+    card = Card(name="custom", schema=Schema(task="embedding", target="none"), preprocess=TextPreprocess(tokenizer=tokenizer))
+    texts = ["好", "好 good 坏 坏 坏", "good"]
+    results = predict(Model(module=Looks(table, pooled=True), card=card), texts=texts, batch=batch)
+    for text, result in zip(texts, results, strict=True):
+        mean = table[tokenizer(text)["input_ids"]].mean(0)
+        ours = torch.tensor(result["vector"])
+        assert result["input"] == text and len(ours) == 6
+        torch.testing.assert_close(ours / ours.norm(), mean / mean.norm())
+    json.dumps(results)
+
+
+@pytest.mark.parametrize("task", ["chat", "causal-lm", "translation", "summarisation"])
+def test_texts_that_are_written(task, tmp_path):
+    (tmp_path / "问.txt").write_text("雪下了\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"text": "说 more"}\n', encoding="utf-8")
+    results = predict(parrot(task), ["第1问", str(tmp_path / "问.txt"), str(tmp_path / "rows.jsonl")])
+    assert results == [{"input": name, "text": ANSWER} for name in ("第1问", str(tmp_path / "问.txt"), "说 more")]
+    assert predict(parrot(task), texts="第1问", max_new_tokens=1) == [{"input": "第1问", "text": ANSWER[:1]}]

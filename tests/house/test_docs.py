@@ -23,6 +23,9 @@ READMES = ("README.md", "README.zh-CN.md")
 NO_TEST_FILE: dict[str, str] = {
     "data/raw.py": "two dataclasses without behaviour; tests/data exercises them throughout",
     "tasks/task.py": "a dataclass of functions; every task's test exercises it",
+    "tasks/image_classification.py": "one Task; tests/tasks/test_tasks.py runs every task through the same battery",
+    "tasks/chat.py": "one Task, made of tasks/tokens.py; tests/tasks/test_tasks.py runs every task through the same battery",
+    "tasks/text_classification.py": "one Task; tests/tasks/test_tasks.py runs every task through the same battery",
 }
 
 

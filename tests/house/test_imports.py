@@ -22,6 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("adapt",),
     ("kernels",),
     ("plan",),
+    ("conflicts",),
     ("check", "train"),
     ("evaluate",),
     ("search", "export", "serve"),

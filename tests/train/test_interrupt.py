@@ -145,7 +145,7 @@ def test_killed_at_a_random_moment_and_resumed(tmp_path):
     assert [path.name for path in (killed / "checkpoints").iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_stop_while_the_frozen_part_runs_is_told_and_the_run_can_start_again(digits, tmp_path, monkeypatch):
+def test_a_stop_while_the_frozen_part_runs_is_told_and_the_run_goes_on_with_what_was_stored(digits, tmp_path, monkeypatch):
     data, said = first_rows(digits, 60), []
     made = plan(cnn(data), data, tmp_path / "run", adapt="head", cache="on")
     prefix = made.execution.prefix
@@ -155,7 +155,9 @@ def test_a_stop_while_the_frozen_part_runs_is_told_and_the_run_can_start_again(d
         return prefix(batch)
 
     monkeypatch.setattr(made.execution, "prefix", interrupted_prefix)
-    with pytest.raises(Interrupted, match=r"before the first step.*--resume"):
+    with pytest.raises(Interrupted, match=r"before the first step; the rows that were stored are kept\. Go on with: .*--resume"):
         api.train(made, say=said.append)
     assert any("Stopping" in text for text in said) and not list((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert len(api.resume(tmp_path / "run", quiet=True).history) == 2
+    said.clear()
+    assert len(api.resume(tmp_path / "run", say=said.append).history) == 2
+    assert "frozen part, train: 16 of 60 rows were stored before" in said

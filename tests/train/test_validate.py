@@ -12,8 +12,9 @@ import torch
 import frostline as fl
 from frostline.data.dataset import Schema
 from frostline.plan.passes.cache_prefix import fill_stores
+from frostline.tasks.classification import running
 from frostline.tasks.metrics import split_metrics
-from frostline.train.validate import running_score, validate
+from frostline.train.validate import validate
 from tests.train.small import cnn, plan
 
 
@@ -78,9 +79,9 @@ def test_the_numbers_are_those_of_all_rows_at_once(digits, tmp_path):
 def test_the_running_score():
     schema = Schema(task="text-classification", target="class", labels=("a", "b"))
     logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    assert running_score(schema, logits, torch.tensor([0, 0, 0])) == 2
-    assert running_score(schema, logits, torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])) == 2  # mixed labels
+    assert running(schema, logits, torch.tensor([0, 0, 0])) == (2, 3)
+    assert running(schema, logits, torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]])) == (2, 3)  # mixed labels
     several = dataclasses.replace(schema, target="multi-label")
-    assert running_score(several, torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == 1.5
+    assert running(several, torch.tensor([[1.0, -1.0], [1.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == (1.5, 2)
     number = dataclasses.replace(schema, target="number", labels=())
-    assert running_score(number, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [0.0]])) == 2.5
+    assert running(number, torch.tensor([[1.0], [2.0]]), torch.tensor([[1.5], [0.0]])) == (2.5, 2)
