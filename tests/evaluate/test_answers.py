@@ -75,7 +75,9 @@ def test_rows_of_a_chat_are_compared() -> None:
     assert prompt_ids(CHAT[2][:3], None, model.card.preprocess.tokenizer) in model.module.prompts  # all that stands before the answer
 
 
-@pytest.mark.parametrize(("task", "names"), [("translation", {"bleu", "chrf", "exact_match"}), ("summarisation", {"rouge1", "rouge2", "rougeL"})])
+@pytest.mark.parametrize(
+    ("task", "names"), [("translation", {"bleu", "chrf", "exact_match"}), ("summarisation", {"rouge1", "rouge2", "rougeL"})]
+)
 def test_rows_with_a_source_are_compared(task: str, names: set[str]) -> None:
     table = pa.table({"source": ["雪下了", "more"], "target": [ANSWER, "说"]})
     found = compare_written(parrot(task), table, DataRecipe(task=task))  # type: ignore[arg-type]
@@ -90,7 +92,10 @@ def test_without_the_package_there_is_a_note_and_the_rest(monkeypatch: pytest.Mo
     monkeypatch.setattr(text_metrics, "require", missing)
     found = compare_written(parrot("chat"), chat_table(), DataRecipe())
     assert found.metrics == {"exact_match": 0.5} and len(found.examples) == 2
-    assert found.notes[1:] == ["the metric ROUGE needs the package 'rouge_score.rouge_scorer'", "the metric BLEU needs the package 'sacrebleu'"]
+    assert found.notes[1:] == [
+        "the metric ROUGE needs the package 'rouge_score.rouge_scorer'",
+        "the metric BLEU needs the package 'sacrebleu'",
+    ]
 
 
 def test_rows_are_spread_over_the_table_and_no_more_than_asked_for() -> None:

@@ -78,7 +78,8 @@ def test_read_back_from_json(report: Report) -> None:
     plain = json.loads(report.to_json())
     assert "你好？" in report.to_json() and plain["history"][1]["val_loss"] is None
     again = Report.from_dict(plain)
-    assert (again.metrics, again.intervals, again.examples, again.notes) == (report.metrics, report.intervals, report.examples, report.notes)
+    assert again.metrics == report.metrics and again.intervals == report.intervals
+    assert again.examples == report.examples and again.notes == report.notes
     assert again.to_json() == report.to_json()
 
 

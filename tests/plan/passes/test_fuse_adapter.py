@@ -84,7 +84,7 @@ def test_both_ways_to_store_a_weight(inputs: int, outputs: int, transposed: bool
         x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(1), requires_grad=True)
         y = layer(x)
         learning = [x, *layer.parameters()]
-        results.append([y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), learning)])
+        results.append([y.detach(), *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), learning)])
     assert results[0][0].shape == (2, 5, outputs) and len(results[0]) == 6
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
