@@ -39,7 +39,8 @@ __all__ = ["FrostlineError", "Recipe", "adapt", "evaluate", "load", "plan", "pre
 def prepare(data: Any = None, **options: Any) -> Dataset:
     """Raw files (or arrays, pairs, a torch dataset) to a Dataset with splits and a report.
 
-    ``data``: a folder, a file, ``(images, labels)``, or a torch Dataset. Options are the recipe's under ``data``, such as
+    ``data``: a folder, a file, ``(images, labels)``, ``[{"messages": [...]}, …]``, or a torch Dataset. Options are the recipe's
+    under ``data``, such as
     ``task="image-classification", size=224, val=0.2, augment=dict(shear=0.2)``; ``seed`` decides the split.
     Raises DataError where the data cannot be learned from.
     """
@@ -49,7 +50,7 @@ def prepare(data: Any = None, **options: Any) -> Dataset:
 
 
 def load(name: Any = None, **options: Any) -> Model:
-    """A network with its preprocessing: by name, from a Hugging Face folder or id, from a run, or an ``nn.Module`` of yours.
+    """A network with its preprocessing: by name, from a Hugging Face folder or id, a GGUF file, a run, or an ``nn.Module`` of yours.
 
     ``task=data.task`` (or ``data=data``, which models from zero for text need for their vocabulary), ``weights="file"``,
     ``head=["flatten", "dense 256 relu"]``, ``pool="mean"`` and the other options of the recipe under ``model``.
@@ -61,7 +62,7 @@ def load(name: Any = None, **options: Any) -> Model:
 
 
 def adapt(model: Model, method: Any = None, **options: Any) -> Model:
-    """Draw the frost line: ``adapt(model, "head")``, ``"last 2"``, ``"full"``, ``"gradual"``, ``"lora", rank=8``.
+    """Draw the frost line: ``adapt(model, "head")``, ``"last 2"``, ``"full"``, ``"gradual"``, ``"lora", rank=8``, a ``PeftConfig`` …
 
     ``plan(model, data, adapt=…)`` does the same. Raises ModelError where the model cannot do what is asked for.
     """
@@ -100,18 +101,19 @@ def resume(run: Any, *, model: Model | None = None, quiet: bool = False) -> Run:
     return resume_run(run, model=model, quiet=quiet)
 
 
-def evaluate(run: Any, split: str | None = None, *, model: Model | None = None) -> Report:
+def evaluate(run: Any, split: str | None = None, *, model: Model | None = None, written: int = 50) -> Report:
     """The report of a run (or its folder) on its test split, or another one; also written into the run's folder.
 
+    ``written``: to how many rows a language model writes its own answers, to be compared with theirs.
     ``model``: only for a module of your own, which no file can build: ``fl.load(run, module=YourModule())``.
     """
     from frostline.api import evaluate as evaluate_run
 
-    return evaluate_run(run, split, model=model)
+    return evaluate_run(run, split, model=model, written=written)
 
 
 def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:
-    """Labels and probabilities for a file, a folder, a text, an array, or a list of them.
+    """Labels and probabilities (of a language model, texts) for a file, a folder, a text, an array, or a list of them.
 
     ``run``: a run, its folder, or a Model.
     """

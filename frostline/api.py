@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from frostline.adapt.rebuild import rebuild
+from frostline.adapt.settings import in_place
 from frostline.conflicts import refuse_conflicts
 from frostline.data.clean import CLASSIFICATION
 from frostline.data.dataset import Dataset
@@ -134,6 +135,8 @@ def evaluate(
     else:
         answers = compare_written(model, source.table, recipe.data, rows=written)
         report = build_task_report(data.schema, scores, labels, answers, split=split, **known)
+        if needed(recipe.train, data.schema) and not (compared and in_place(model)):
+            report.notes.append("the reference model is gone: rewards here are log-probabilities of the answers alone")
     page = report_html(report, f"{model.card.name} · {run.folder.name}", max_pixels=recipe.data.max_pixels)
     write_atomically(run.folder / "report.json", report.to_json().encode())
     write_atomically(run.folder / "report.html", page.encode())

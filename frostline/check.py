@@ -26,6 +26,9 @@ from frostline.models.model import Model
 from frostline.recipe import AdaptRecipe, DataRecipe, Recipe
 from frostline.train.optimizers import build_optimizer
 
+_OF_ENCODING = ("size", "max_length", "train_on", "too_long", "prompt")
+"""Keys of `data` that change no row, but what the model sees of it."""
+
 
 @dataclass(kw_only=True)
 class Findings:
@@ -69,7 +72,7 @@ def read_data(recipe: Recipe, sources: Collection[str], *, progress: bool = True
     data = from_recipe(replace(recipe, data=replace(recipe.data, size=None, max_length=None, augment=usual.augment)), progress=progress)
     augment = data.recipe.get("augment") or {}
     saved = {
-        **{f"data.{name}": data.recipe.get(name) for name in ("size", "max_length")},
+        **{f"data.{name}": data.recipe.get(name) for name in _OF_ENCODING},
         **{f"data.augment.{name}": augment.get(name) for name in asdict(usual.augment)},
     }
     filled = {
@@ -78,7 +81,7 @@ def read_data(recipe: Recipe, sources: Collection[str], *, progress: bool = True
         if value is not None and key not in sources and _value(recipe, key) == _value(Recipe(), key) != value
     }
     recipe = recipe.with_values(filled, "prepared data:")
-    data.recipe = {**data.recipe, **{name: asdict(recipe.data)[name] for name in ("size", "max_length", "augment")}}
+    data.recipe = {**data.recipe, **{name: asdict(recipe.data)[name] for name in (*_OF_ENCODING, "augment")}}
     return recipe, data, filled
 
 

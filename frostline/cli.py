@@ -216,9 +216,11 @@ def _train(options: argparse.Namespace) -> None:
     predicted = run.cost["predicted"] if run.cost["whole_run"] else None
     seconds = f", predicted {predicted['seconds']:.1f} s" if predicted else ""
     memory = f", predicted {predicted['peak_bytes'] / 1e6:.0f} MB" if predicted else ""
+    alone = run.folder / "adapter"
+    adapter = f"\nThe adapter alone, as PEFT reads it: {alone}" if alone.is_dir() else ""
     text = (
-        f"\nSaved {run.model_folder} ({actual['seconds']:.1f} s{seconds}; peak memory {actual['peak_bytes'] / 1e6:.0f} MB{memory})\n"
-        f"Next: frostline evaluate {run.folder}\n      frostline predict {run.folder} FILE"
+        f"\nSaved {run.model_folder} ({actual['seconds']:.1f} s{seconds}; peak memory {actual['peak_bytes'] / 1e6:.0f} MB{memory})"
+        f"{adapter}\nNext: frostline evaluate {run.folder}\n      frostline predict {run.folder} FILE"
     )
     _print(options, {"run": str(run.folder), "model": str(run.model_folder), "epochs": run.history, "cost": run.cost}, text)
 
@@ -345,8 +347,10 @@ def _find_lr(options: argparse.Namespace) -> None:
     from frostline.files import write_atomically
     from frostline.train.find_lr import find_lr
 
-    found = find_lr(_stages(options))
     out = Path(options.out or "lr.svg")
+    if out.exists():
+        raise RunError(f"{str(out)!r} exists already and was not written over. Choose another file with --out")
+    found = find_lr(_stages(options))
     write_atomically(out, found.svg().encode())
     text = f"suggested: train.lr={found.suggestion:.1e} (loss falls fastest there; it blows up at {found.diverges_at:.1e}). Picture: {out}"
     _print(options, {"suggestion": found.suggestion, "lrs": found.lrs, "losses": found.losses, "picture": str(out)}, text)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from frostline.data.clean import CLASSIFICATION
 from frostline.data.dataset import Dataset, Schema
 from frostline.errors import RecipeError
 from frostline.models.load import option_conflicts
-from frostline.recipe import AdaptRecipe, AugmentRecipe, Recipe, TrainRecipe
+from frostline.recipe import AdaptRecipe, AugmentRecipe, DataRecipe, Recipe, TrainRecipe
 from frostline.tasks.losses import loss_conflicts, loss_name
 from frostline.tasks.preference import data_conflicts
 
@@ -24,6 +25,7 @@ _EPOCH_METRICS = {
     "causal-lm": ("loss", "bits_per_byte", "token_accuracy"),
     "translation": ("loss", "token_accuracy"),
     "summarisation": ("loss", "token_accuracy"),
+    "embedding": ("loss", "spearman", "pearson", "mrr", "recall@1", "recall@5", "recall@10"),
     "preference": ("loss", "accuracy", "margin"),
     "reward": ("loss", "accuracy", "margin"),
 }
@@ -143,6 +145,27 @@ def _augment_rules(augment: AugmentRecipe) -> list[tuple[str, float, bool, str, 
     ]
 
 
+def _of_another_task(recipe: Recipe, schema: Schema) -> list[str]:
+    """Keys of `data` that only other tasks read."""
+    images, classified = schema.task == "image-classification", schema.task in CLASSIFICATION
+    read = {
+        "size": ("images", images),
+        "max_length": ("texts", not images),
+        "train_on": ("chat", schema.task == "chat"),
+        "prompt": ("translation and summarisation", schema.task in ("translation", "summarisation")),
+        "too_long": ("language tasks", not classified and schema.task != "causal-lm"),
+        "target": ("classification", classified),
+        "label_separator": ("classification", classified),
+        "merge_labels": ("classification", classified),
+    }
+    usual = DataRecipe()
+    return [
+        f"data.{key} got {getattr(recipe.data, key)!r}, which is for {kind}, and the task is {schema.task!r}. Remove data.{key}"
+        for key, (kind, fits) in read.items()
+        if not fits and getattr(recipe.data, key) != getattr(usual, key)
+    ]
+
+
 def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     train, augment = recipe.train, recipe.data.augment
     found = []
@@ -163,12 +186,7 @@ def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
             "Use: train.best_by=loss"
         )
     images = schema.task == "image-classification"
-    for key, value, kind, fits in [
-        ("size", recipe.data.size, "images", images),
-        ("max_length", recipe.data.max_length, "texts", not images),
-    ]:
-        if value is not None and not fits:
-            found.append(f"data.{key} got {value!r}, which is for {kind}, and the task is {schema.task!r}. Remove data.{key}")
+    found += _of_another_task(recipe, schema)
     if augment != AugmentRecipe() and not images:
         found.append(f"data.augment is for images, and the task is {schema.task!r}. Remove data.augment from the recipe")
     if (augment.mixup or augment.cutmix) and schema.target == "number":

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from frostline.adapt import lora, virtual
 from frostline.adapt.lora_layers import DEFAULT, Lora, LoRAConv
+from frostline.adapt.quantize import QuantizedLinear
 from frostline.adapt.settings import in_place
 from frostline.adapt.targets import let_learn
-from frostline.adapt.wrapper import Wrapper, fold, folded, learning_names, refuse_what_cannot_fold, wrappers
+from frostline.adapt.wrapper import Wrapper, fold, folded, learning_names, refuse_what_cannot_fold, replace, wrappers
 from frostline.errors import ModelError
 from frostline.models.model import Model
 
@@ -67,6 +68,7 @@ def use_adapters(model: Model, *names: str) -> None:
 @contextlib.contextmanager
 def adapters_off(module: nn.Module) -> Iterator[None]:
     """Within, the module computes what its base does. Raises ModelError where something beside an adapter learns, or there is none."""
+    _refuse_merged(list(wrappers(module)))
     found: list[Any] = [*{part for _, part in wrappers(module)}, *virtual.find(module)]
     of_peft: list[Any] = [part for part in module.modules() if any(kind.__name__ == "BaseTunerLayer" for kind in type(part).__mro__)]
     if not found and not of_peft:
@@ -125,6 +127,9 @@ def merge_into_base(model: Model) -> None:
     """Fold the adapter for good: the model is an ordinary one, in full precision, and is saved as one."""
     _refuse_merged(list(wrappers(model.module)))
     fold(model.module)
+    for name, part in list(model.module.named_modules()):
+        if isinstance(part, QuantizedLinear):  # what no adapter stood around
+            replace(model.module, name, part.full())
     model.card.arguments.pop("adapt", None)
     config = getattr(model.module, "config", None)
     if isinstance(model.card.arguments.get("config"), dict) and config is not None and not getattr(config, "tie_word_embeddings", True):
@@ -136,6 +141,8 @@ def merge_into_base(model: Model) -> None:
 def combine(model: Model, name: str, weights: Mapping[str, float], how: Literal["concatenate", "linear"] = "concatenate") -> None:
     """A new adapter ``name`` out of others, not switched on. Raises ModelError where they cannot be combined so."""
     settings = _settings(model)
+    if name in adapter_names(model):
+        raise ModelError(f"combine: got the name {name!r}, which the model {model.card.name!r} holds already. Choose another name")
     parts = {place: part for place, part in wrappers(model.module) if isinstance(part, Lora)}
     _refuse_combination(parts, weights, how)
     ranks = {}
@@ -147,7 +154,7 @@ def combine(model: Model, name: str, weights: Mapping[str, float], how: Literal[
             )
         ranks[place] = sum(sizes) if how == "concatenate" else sizes[0]
     own = {"rank": max(ranks.values()), "ranks": ranks, "alphas": {p: float(r) for p, r in ranks.items()}, "alpha": 1.0, "seed": 0}
-    own |= {"rslora": False, "init": "default"}  # alpha = rank: the new factors are taken as they are
+    own |= {"rslora": False, "dora": False, "init": "default"}  # alpha = rank: the new factors are taken as they are
     lora.add(model.module, name, {**settings, **own})
     for part in parts.values():
         a, b = _combined([(part.piece(other), weight) for other, weight in weights.items()], how)

@@ -97,5 +97,5 @@ def _release(module: nn.Module) -> None:
 def _frozen_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, parameter) for name, parameter in module.named_parameters() if not parameter.requires_grad)
     for prefix, part in module.named_modules():
-        if is_frozen(part):
+        if is_frozen(part) or getattr(part, "FROZEN_BUFFERS", False):
             yield from part.named_buffers(prefix, recurse=False)

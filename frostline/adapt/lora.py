@@ -188,8 +188,8 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     for rank in (settings.get("rank"), *_values(settings, "ranks")):
         read_whole({"rank": rank}, "rank")
     for alpha in (settings.get("alpha"), *_values(settings, "alphas")):
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise ModelError(f"adapt.alpha: got {alpha!r}, expected a number. Use: adapt.alpha=16")
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+            raise ModelError(f"adapt.alpha: got {alpha!r}, expected a number above 0. Use: adapt.alpha=16")
     read_dropout(dict(settings))
     seed = settings.get("seed")
     if not isinstance(seed, int):

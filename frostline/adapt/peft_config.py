@@ -24,6 +24,8 @@ _PLAIN_ONLY = (
     "monteclora_config", "velora_config", "kasa_config", "use_bdlora",
 )  # fmt: skip
 """Settings that name modules to import, files to read, or computations on data: allowed when handed over, refused from a file."""
+_READS_OTHER_MODELS = ("XLORA", "SHADOW")
+"""Methods whose configuration names folders or hub ids of further models: from a file they would be read (law 11)."""
 _NOT_KEPT = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
 
 
@@ -76,6 +78,8 @@ def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     kind = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(values.get("peft_type"))
     if kind is None:
         raise ModelError(f"adapt.config: got the peft_type {values.get('peft_type')!r}, which the installed peft does not know. Update it")
+    if values["peft_type"] in _READS_OTHER_MODELS:
+        raise ModelError(f"adapt.config: got the peft_type {values['peft_type']!r}, which reads further models. Hand it over in Python")
     named = next((key for key in _PLAIN_ONLY if values.get(key)), None)
     if named is not None:
         raise ModelError(f"adapt.config: got {named} {values[named]!r}, expected none: a file must not name code or data. Remove it")

@@ -43,6 +43,8 @@ def save_adapter(model: Model, folder: str | Path, name: str = DEFAULT) -> None:
     """Write one adapter. Raises ModelError for one that was never trained or holds NaN, RunError where the disk refuses."""
     from safetensors.torch import save_file
 
+    if any("kept" in part.__dict__ for part in model.module.modules()):
+        raise ModelError("save_adapter: got a merged adapter, whose base is hidden, expected one beside its base. Use: unmerge(module)")
     config = config_of(model, name)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors_of(model, name).items()}
     _check_content(tensors, "save_adapter")
@@ -127,8 +129,11 @@ def base_state(model: Model) -> dict[str, Tensor]:
     """The base's tensors under the names that they have without an adapter; not those that travel with the adapter."""
     places = sorted({f"{name}." for name, _ in wrappers(model.module)}, key=len, reverse=True)
     travelling = tuple(f"{name}." for name in saved_modules(model, model.recipe.adapt))
+    learning = {id(p) for place in travelling for p in model.module.get_submodule(place[:-1]).parameters()}
     found = {}
-    for name, tensor in model.module.state_dict().items():
+    for name, tensor in model.module.state_dict(keep_vars=True).items():
+        if id(tensor) in learning:  # tied to one that travels: an output layer beside a learning embedding
+            continue
         place = next((place for place in places if name.startswith(place)), None)
         if place is not None:
             inner = name.removeprefix(place)

@@ -37,6 +37,10 @@ _CHANGES_THE_NETWORK = (
 """Settings of PEFT that we have no layer for."""
 
 
+PEFT_METHODS = ("lora", "ia3", "vera", "prompt", "p-tuning", "prefix")
+"""The methods that PEFT's format has a place for."""
+
+
 def config_of(model: Model, name: str) -> dict[str, Any]:
     """The configuration of an adapter. Raises ModelError for a method that PEFT's format has no place for."""
     settings = in_place(model)
@@ -58,7 +62,7 @@ def config_of(model: Model, name: str) -> dict[str, Any]:
     if settings is not None and method in ("prompt", "p-tuning", "prefix"):
         return {**common, **_virtual_config(model, method)}
     raise ModelError(
-        f"save_adapter: got {method!r}, which PEFT's format has no place for, expected lora, ia3, vera, prompt, p-tuning or prefix. "
+        f"save_adapter: got {method!r}, which PEFT's format has no place for, expected one of {', '.join(PEFT_METHODS)}. "
         "Save the whole model: frostline.models.save.save_model(model, folder)"
     )
 
@@ -162,7 +166,7 @@ def _lora_tensors(place: str, part: Lora, piece: Lora) -> dict[str, Tensor]:
 
 def _lora_settings(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     begin = config.get("init_lora_weights", True)
-    if isinstance(begin, str) and begin.partition("_")[0] in ("pissa", "olora", "corda", "loftq"):
+    if isinstance(begin, str) and begin.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise ModelError(
             f"adapter_config.json: got init_lora_weights {begin!r}, with which the base was changed too, expected a plain adapter. "
             "Save it with peft's path_initial_model_for_weight_conversion"

@@ -44,6 +44,9 @@ _CHUNK = 2**22
 class QuantizedLinear(nn.Module):
     """A frozen linear layer in few bits. ``weight`` gives the whole weight as it is meant, for code that reads it."""
 
+    FROZEN_BUFFERS = True
+    """They are weights: frozen, wherever the layer stands."""
+
     def __init__(self, inputs: int, outputs: int, kind: str, *, bias: bool, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.in_features, self.out_features, self.kind = inputs, outputs, kind
@@ -66,6 +69,19 @@ class QuantizedLinear(nn.Module):
     def weight(self) -> Tensor:
         """(outputs, inputs), made anew at each call."""
         return self.rows(0, self.out_features).to(self.dtype)
+
+    def full(self) -> nn.Module:
+        """The layer in full precision, of the kind that stood here: the weights as they are meant, frozen."""
+        layer: Any = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        weight = self.weight.detach()
+        if self.transposed:
+            from transformers.pytorch_utils import Conv1D
+
+            layer, weight = Conv1D(self.out_features, self.in_features), weight.T.contiguous()
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if self.bias is not None:
+            layer.bias = self.bias
+        return layer
 
     def store(self, weight: Tensor) -> None:
         """Take ``weight`` (outputs, inputs), rounded."""

@@ -115,12 +115,13 @@ def refuse_what_cannot_fold(found: list[tuple[str, Wrapper]]) -> None:
 
 
 def folded(part: Wrapper, into: nn.Module, weight: Tensor | None = None) -> nn.Module:
-    """``into`` (the base or a copy of it) with the folded weight (or ``weight``) and bias; a new ``nn.Linear`` for a quantised base."""
+    """``into`` (the base or a copy) with the folded weight (or ``weight``) and bias; a layer in full precision for a quantised base."""
     with torch.no_grad():
         weight = (part.weight if weight is None else weight).detach().clone()
         bias = part.bias.detach().clone() if part.bias is not None else None
     if not isinstance(getattr(into, "weight", None), nn.Parameter):
-        into = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        into = into.full()  # type: ignore[operator]  # a quantised base
+        weight = weight.T.contiguous() if is_transposed(into) else weight
     learns = [parameter.requires_grad for parameter in into.parameters() if not parameter.is_meta]
     into.weight = nn.Parameter(weight, requires_grad=any(learns))
     if bias is not None:

@@ -60,7 +60,7 @@ def read_row(row: dict[str, Any], kind: str) -> tuple[list[Message], list[Any] |
         messages = _alpaca(row)
     else:
         messages = [*_text_or_messages(row["prompt"], "user", "prompt"), *_text_or_messages(row["completion"], "assistant", "completion")]
-    if kind != "messages" and row.get("system") is not None and not (messages and messages[0]["role"] == "system"):
+    if row.get("system") not in (None, "") and not (messages and messages[0]["role"] == "system"):
         messages.insert(0, {"role": "system", "content": _text(row["system"], "system")})
     return messages, tools
 
@@ -98,6 +98,8 @@ def _message(item: Any) -> Message:
     role = ROLES.get(named) if isinstance(named, str) else None
     if role is None:
         raise Unreadable(f"the role {named!r} is unknown; known ones: {', '.join(ROLES)}")
+    if item.get("weight") in (0, "0"):
+        raise Unreadable("a message has the weight 0 (not to be trained), which would be trained here; remove it, or its weight")
     content = item.get("content", item.get("value"))
     if named == "function_call":
         calls = _json(content, "function_call") if isinstance(content, str) else content

@@ -36,7 +36,7 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
     parts, empty = _documents(table["text"].to_pylist(), tokenizer)
     if not parts:
         raise DataError(f"none of the {table.num_rows} documents gives a token, expected text. Check data.input_column")
-    before, behind, warnings = _separators(tokenizer)
+    before, behind, warnings = separators(tokenizer)
     if empty:
         warnings.append(f"{len(empty)} documents give no token and are left out, e.g. row {empty[0] + 1} of the split")
     stream, sizes, owners = _end_to_end(parts, before, behind)
@@ -47,7 +47,7 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
     return replace(rows.encoded(preprocess), row_labels=np.add.reduceat(sizes[1:], starts[:-1]))
 
 
-def _separators(tokenizer: Any) -> tuple[list[int], list[int], list[str]]:
+def separators(tokenizer: Any) -> tuple[list[int], list[int], list[str]]:
     """What stands before and behind a document, and warnings where there is nothing."""
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     before = [begin] if begin is not None and begin in tokenizer("")["input_ids"] else []

@@ -67,6 +67,8 @@ def split_source(
         encode, lengths, truncated = text_encoder(table, schema, preprocess)
         return SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
     made = _rows_encoder(schema.task)(table, preprocess, recipe)
+    if schema.task == "causal-lm":  # a document gives many blocks, and its text would be copied for each of them
+        table = table.drop_columns(["text"])
     return SplitSource(
         table=table.take(pa.array(made.kept)),
         schema=schema,

@@ -27,7 +27,7 @@ from frostline.errors import DataError
 from frostline.recipe import DataRecipe, Recipe
 
 _EXAMPLES = 5
-_FREE_WHEN_PREPARED = ("path", "size", "max_length", "workers", "augment")  # these change no row
+_FREE_WHEN_PREPARED = ("path", "size", "max_length", "workers", "augment", "train_on", "too_long", "prompt")  # these change no row
 
 
 def prepare(

@@ -53,7 +53,7 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
         for place, tag in zip(firsts[row], tags[row], strict=True):
             if place is not None:
                 labels[-1][place] = tag
-    made = token_rows([ids[row] for row in kept], labels, kept, len(cut), warnings)
+    made = token_rows([ids[row] for row in kept], labels, kept, len(cut & set(kept)), warnings)
     return made.encoded(preprocess)
 
 

@@ -54,7 +54,12 @@ def from_table(table: Table, recipe: DataRecipe) -> Raw:
     if score:
         made, scaled = _scaled(made, score, where)
         notes += scaled
-    raw = _raw(made, origins, owners if recipe.group_column is not None else None)
+    given = recipe.validation is not None or recipe.test is not None
+    shared = len({row[0] for row in made}) < len(made)
+    if recipe.group_column is None and shared and not given:  # else a test pair's first text would stand in training too
+        owners = [text_id(row[0]) for row in made]
+        notes.append("rows with the same first text stay in one split")
+    raw = _raw(made, origins, None if recipe.group_column is None and (given or not shared) else owners)
     raw.set_aside, raw.notes = [*table.set_aside, *aside], [*table.notes, *notes, *more]
     return raw
 

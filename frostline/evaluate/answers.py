@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from frostline.data.chat_template import prompt_ids, stop_tokens, with_template
+from frostline.data.document_encoder import separators
 from frostline.data.parallel_encoder import source_ids
 from frostline.data.preprocess import TextPreprocess
 from frostline.errors import MissingPackage
@@ -94,13 +95,13 @@ def _asked(model: Model, text: str, recipe: DataRecipe) -> list[int]:
         with_template(preprocess.tokenizer)
         return prompt_ids([{"role": "user", "content": text}], None, preprocess.tokenizer)
     if task == "causal-lm":
-        tokenizer = preprocess.tokenizer
-        return tokenizer(text)["input_ids"] or [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+        before, behind, _ = separators(preprocess.tokenizer)
+        return [*before, *preprocess.tokenizer(text, add_special_tokens=False)["input_ids"]] or behind
     return source_ids(text, preprocess, recipe)
 
 
 def _question(model: Model, row: dict[str, Any], recipe: DataRecipe) -> Question | None:
-    """The row's prompt: of a chat, all that stands before the last answer. None where there is no answer."""
+    """The row's prompt: of a chat, all that stands before the last answer. None where there is no answer, or no room for one."""
     preprocess = _preprocess(model)
     if model.card.schema.task != "chat":
         return Question(shown=row["source"], ids=source_ids(row["source"], preprocess, recipe), expected=row["target"])
@@ -110,6 +111,8 @@ def _question(model: Model, row: dict[str, Any], recipe: DataRecipe) -> Question
         return None
     tools = json.loads(row["tools"]) if row["tools"] else None
     ids = prompt_ids(messages[:last], tools, preprocess.tokenizer)
+    if len(ids) >= preprocess.max_length:
+        return None
     return Question(shown=str(messages[last - 1].get("content") or ""), ids=ids, expected=messages[last]["content"].strip())
 
 

@@ -28,7 +28,7 @@ from frostline.data.tables import TABLE_SUFFIXES, read_table, spell_column
 from frostline.data.tag_encoder import encode_words
 from frostline.data.tagged_text import divide
 from frostline.data.text_encoder import encode_texts
-from frostline.errors import DataError
+from frostline.errors import DataError, ModelError
 from frostline.evaluate.answers import WRITING, answer
 from frostline.models.model import Model, evaluating, logits_of
 from frostline.progress import say_nothing
@@ -278,11 +278,11 @@ def _predict_some(shower: Show, items: list[Item]) -> list[dict[str, Any]]:
     try:
         if readable:
             results.update(zip(readable, shower([items[row].source for row in readable]), strict=True))
-    except (DataError, OSError):
+    except (DataError, ModelError, OSError):
         for row in readable:
             try:
                 results[row] = shower([items[row].source])[0]
-            except (DataError, OSError) as error:
+            except (DataError, ModelError, OSError) as error:
                 errors[row] = str(error)
     return [
         {"input": item.name, "error": errors[row]} if row in errors else {"input": item.name, **results[row]}

@@ -35,6 +35,8 @@ def gpt_config(name: str, tokenizer: Any, max_length: int, width: int | None, de
     makers = {"gpt": (_llama, 2), "gpt2": (_gpt2, 1), "transformer": (_mbart, 1)}
     make, step = makers[name]
     check_size("width", width, 2)
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ModelError(f"model.dropout got {dropout!r}, expected a share from 0 to below 1, as in model.dropout=0.1")
     if width % step:
         raise ModelError(f"model.width got {width!r}, expected an even number for {name}, as in model.width={width + 1}")
     depth = max(2, width // _HEAD // (2 if name == "transformer" else 1)) if depth is None else depth

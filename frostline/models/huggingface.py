@@ -115,7 +115,8 @@ def _finish_text(model: Model, preprocess: TextPreprocess, folder: Path) -> None
     module: Any = model.module
     schema, config = model.card.schema, model.card.arguments["config"]
     hf_module.read_generation(module, folder)
-    if schema.task == "reward":  # the class reads the last token that is not padding, so it must know which is
+    without = schema.task == "text-classification" and getattr(module, "config", None) is not None and module.config.pad_token_id is None
+    if schema.task == "reward" or without:  # the class may read the last token that is not padding, so it must know which is
         config["pad_token_id"] = module.config.pad_token_id = preprocess.tokenizer.pad_token_id
     if hf_module.writes(schema):
         model.body, model.output = body_and_output(module)

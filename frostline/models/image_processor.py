@@ -141,6 +141,10 @@ def _picture(size: int, short: int) -> np.ndarray:
 
 def _size_and_crop(values: dict[str, Any], file: Path) -> tuple[int, float]:
     size, cropped = values.get("size") or {}, values.get("crop_size") or {}
+    sides = {name: pixels for part in (size, cropped) for name, pixels in part.items()}
+    numbers = {**sides, "crop_pct": values.get("crop_pct") or 1.0}
+    if wrong := next((name for name, value in numbers.items() if not isinstance(value, int | float) or value <= 0), None):
+        raise ModelError(f"{str(file)!r}: {wrong} got {numbers[wrong]!r}, expected a number above 0. Copy the file again")
     edge = size.get("shortest_edge")
     if "crop_pct" in values and edge:
         share = values["crop_pct"] or 1.0

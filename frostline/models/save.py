@@ -48,6 +48,8 @@ def save_model(model: Model, folder: str | Path, check_inputs: dict[str, Tensor]
     ``check_inputs``: rows on which both must give the same outputs. ``rebuild`` puts adapters back; without it an adapted
     module is read into a copy of itself.
     """
+    if any(isinstance(part.__dict__.get("kept"), nn.Module) for part in model.module.modules()):
+        raise ModelError("save_model: got a merged adapter, which a reader would add again. Use: unmerge(module) or merge_into_base(model)")
     folder = Path(folder)
     temporary: Path | None = None
     try:

@@ -335,6 +335,9 @@ def deviation(module: nn.Module, line: FrostLine, inputs: Inputs) -> float:
         border = tuple(_unpadded(item, tensor, inputs) for item, tensor in zip(line.border, capture(module, line, inputs), strict=True))
         torch.manual_seed(3)
         short = resume_from_border(module, line, without_pixels(inputs, float("nan")), border, fill=float("nan"))
+    mask = inputs.get("attention_mask")
+    if mask is not None and plain.dim() == 3 and plain.shape[:2] == mask.shape:  # what stands at padding is read by no loss
+        plain, short = plain[mask.bool()], short[mask.bool()]
     return float((plain - short).abs().max() / plain.abs().max().clamp_min(1e-12))
 
 

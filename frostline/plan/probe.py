@@ -58,7 +58,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     few = source.encode(_spread(source.rows, min(3, source.rows)), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
-        line = execution.find_line(few.inputs) if source.rows >= 2 and execution.task.sequences == 1 else None
+        one_width = execution.task.sequences == 1 and "decoder_input_ids" not in few.inputs  # a line knows one row, and one length of it
+        line = execution.find_line(few.inputs) if source.rows >= 2 and one_width else None
         execution.line = line
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
@@ -121,7 +122,8 @@ def _width(execution: Execution, source: SplitSource, sample: Batch, batch: int)
     mask = sample.inputs["attention_mask"]
     if execution.pack:
         return float(source.lengths.mean()) * len(sample.rows) / float(mask.sum())
-    return _padding(source, batch) / (execution.task.sequences * mask.shape[1])
+    tokens = mask.shape[1] + sample.inputs.get("decoder_attention_mask", mask[:, :0]).shape[1]  # as a row's length counts them
+    return _padding(source, batch) / (execution.task.sequences * tokens)
 
 
 def _padding(source: SplitSource, batch: int) -> float:

@@ -146,6 +146,7 @@ def decode(schema: Schema, row: np.ndarray) -> dict[str, Any]:
 TASK = Task(
     name="embedding",
     input_column="first",
+    sequences=2,  # or 3: what counts is that a row is several of the network's
     loss=loss,
     scores=scores,
     metrics=metrics,

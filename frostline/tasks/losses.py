@@ -86,7 +86,12 @@ def loss_conflicts(recipe: TrainRecipe, schema: Schema) -> list[str]:
         of = f"data.task {schema.task!r}" if schema.task in _OF_TASK else f"data.target {schema.target!r}"
         found.append(f"train.loss: {name!r} does not fit {of}, expected {' or '.join(fitting)}. Use: train.loss=auto")
     found += _smoothing_conflicts(recipe, name)
-    if recipe.class_weights != "none" and (schema.target == "number" or schema.task in _OF_TASK):
+    if recipe.label_smoothing and name == "cross-entropy" and schema.target == "none":
+        found.append(
+            f"train.label_smoothing: {recipe.label_smoothing!r} is not for tokens of a vocabulary, and data.task is {schema.task!r}. "
+            "Use: train.label_smoothing=0"
+        )
+    if recipe.class_weights != "none" and (schema.target in ("number", "none") or schema.task in _OF_TASK):
         what = "data.target is 'number'" if schema.target == "number" else f"data.task is {schema.task!r}"
         found.append(f"train.class_weights: {recipe.class_weights!r} needs classes, and {what}. Use: train.class_weights=none")
     if name == "focal" and recipe.focal_gamma < 0:

@@ -131,7 +131,9 @@ def scores(schema: Schema, outputs: TokenScores, labels: Tensor | None) -> Tenso
     """float32 (rows, 2): the reward of the chosen and of the rejected answer; NaN where there is no answer."""
     found = answers(outputs)
     rewards = found.logp / found.tokens if found.reference is None else found.ratio
-    return rewards.detach().where(found.there, torch.nan).float()
+    # Without a reference a reward has no zero: an answer alone cannot be judged (kto, evaluated without its reference)
+    there = found.there if found.reference is not None else found.there.all(dim=1, keepdim=True)
+    return rewards.detach().where(there, torch.nan).float()
 
 
 def metrics(schema: Schema, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -26,7 +26,7 @@ class Task:
     per_token: bool = False
     """The labels are tokens of a vocabulary: logits are made where a label is, in chunks, and no others (law 6)."""
     sequences: int = 1
-    """How many rows of the network's inputs each row of the data gives; 2 for pairs of answers, which stand side by side."""
+    """How many rows of the network's inputs each row of the data gives, side by side; 2 for pairs of answers or of texts (triplets: 3)."""
     loss: Callable[[Any, torch.Tensor, LossOptions], tuple[torch.Tensor, torch.Tensor]]
     """outputs, the batch's labels → (sum of what counts, how much counts), both scalars."""
     scores: Callable[[Schema, Any, torch.Tensor | None], torch.Tensor]

@@ -82,7 +82,7 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
             rows = state.counters.sums.get("rows", 0.0) - done
             recorder.end_epoch(state, results, seconds=time.perf_counter() - began, rows=rows)
             say(recorder.epoch_line(epoch))
-        recorder.finish(state)
+        recorder.finish(state, say)
 
 
 def start(plan: Plan, epoch: int = 0) -> State:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from frostline.adapt.peft_files import save_adapter
+from frostline.adapt.peft_keys import PEFT_METHODS
 from frostline.adapt.rebuild import rebuild
-from frostline.errors import RunError
+from frostline.errors import ModelError, RunError
 from frostline.models.save import save_model
 from frostline.plan.cost import Cost
 from frostline.plan.plan import Plan
 from frostline.plan.store import store_bytes
+from frostline.progress import say_nothing
 from frostline.tasks.metrics import higher_is_better
 from frostline.train.checkpoint import Counters, checkpoints, copy_into, keep_only, learning_tensors, load_checkpoint, save_checkpoint
 from frostline.train.memory import peak_bytes, reset_peak
@@ -129,7 +133,7 @@ class Recorder:
         keep_only(self.folder, {counters.step} | ({counters.best_step} if counters.best_step is not None else set()))
         self.kept = f"The last good checkpoint is {path}"
 
-    def finish(self, state: State) -> None:
+    def finish(self, state: State, say: Callable[[str], None] = say_nothing) -> None:
         """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""
         counters = state.counters
         best = self.folder / f"step-{counters.best_step or counters.step:08d}"
@@ -140,9 +144,19 @@ class Recorder:
             for name, average in averages.items():
                 parameters[name].copy_(average)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=rebuild)
+        self._save_adapter(say)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
+
+    def _save_adapter(self, say: Callable[[str], None]) -> None:
+        """Beside the whole model the adapter alone, as PEFT reads it, where the method has a place in PEFT's format."""
+        if self.plan.recipe.adapt.method not in PEFT_METHODS:
+            return
+        try:
+            save_adapter(self.plan.model, self.run.folder / "adapter")
+        except ModelError as reason:  # the model itself is saved
+            say(f"No adapter folder was written beside the model: {reason}")
 
     def _held_rows(self) -> dict[str, Any]:
         sources = self.plan.execution.sources

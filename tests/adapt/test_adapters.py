@@ -18,6 +18,7 @@ from frostline.adapt.adapters import (
 )
 from frostline.adapt.apply import adapt
 from frostline.adapt.lora import inject
+from frostline.adapt.quantize import QuantizedLinear
 from frostline.errors import ModelError
 from tests.adapt import tiny
 
@@ -211,3 +212,13 @@ def test_doras_do_not_add_up():
 def test_what_no_weight_can_take_up():
     with pytest.raises(ModelError, match="holds a 'Bottleneck', which no weight can take up"):
         merge(tiny.stir(adapt(tiny.model("llama"), "adapter")).module)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_merging_into_a_quantised_base_leaves_no_layer_in_few_bits(kind):
+    model = tiny.stir(adapt(tiny.model("llama"), "lora", rank=2, targets=["q_proj"], base=kind), seed=1)
+    before = outputs(model)
+    assert any(isinstance(part, QuantizedLinear) for part in model.module.modules())
+    merge_into_base(model)
+    assert not any(isinstance(part, QuantizedLinear) for part in model.module.modules())
+    torch.testing.assert_close(outputs(model), before, rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ sizes. Taken only where reading the store is predicted to cost less than running
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, load, plain_batches
 from frostline.data.preprocess import TextPreprocess
-from frostline.models.model import Card
+from frostline.models.model import Card, Model
 from frostline.plan.cost import Work, predict_seconds
 from frostline.plan.decision import Decision
 from frostline.plan.execution import TOLERANCE, Execution
@@ -24,7 +25,7 @@ from frostline.plan.machine import Machine
 from frostline.plan.probe import Probe
 from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key
 from frostline.progress import progress
-from frostline.recipe import Recipe
+from frostline.recipe import DataRecipe, Recipe
 
 CACHED_SPLITS = ("train", "validation")
 
@@ -51,8 +52,12 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
         return decide(False, "the frost line moves while blocks thaw")
     if execution.task.sequences > 1:
         return decide(False, "each row is more than one row of the network's, and the store holds one for each")
+    if "decoder_input_ids" in getattr(execution.model.card.preprocess, "inputs", ()):
+        return decide(False, "an encoder-decoder's row has two lengths, and the store knows one")
     if line is None:
         return decide(False, "nothing that is frozen stands before everything that learns")
+    if recipe.plan.cache == "auto" and execution.model.blocks and not _blocks_before(line, execution.model):
+        return decide(False, "no block of the network lies before everything that learns")
     difference = execution.check_line(_proof_batch(execution))
     if not difference <= TOLERANCE["fp32"]:
         return decide(False, f"the part after the line reads more than the line's border (logits differ by {difference:.1e})")
@@ -65,6 +70,11 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
     if recipe.plan.cache == "auto" and cached >= 0.97 * plain:
         return decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
     return decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
+
+
+def _blocks_before(line: FrostLine, model: Model) -> list[str]:
+    """The network's blocks that lie whole before the line."""
+    return [block for block in model.blocks if any(block == name or block.startswith(f"{name}.") for name in line.names)]
 
 
 def _proof_batch(execution: Execution) -> Batch:
@@ -94,7 +104,8 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
         if split not in execution.sources:
             continue
         source = execution.sources[split]
-        key = store_key(line, source.table["id"].to_pylist(), weights, _preprocess_key(execution.model.card) + execution.precision)
+        about = _preprocess_key(execution.model.card, recipe.data) + execution.precision
+        key = store_key(line, _row_names(source), weights, about)
         offsets = _offsets(source)
         store = open_store(key, line.border, source.rows, offsets)
         if store is None:
@@ -128,8 +139,18 @@ def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, bet
     return count
 
 
-def _preprocess_key(card: Card) -> str:
+def _row_names(source: SplitSource) -> list[str]:
+    """The hashes of the rows' contents; a block of several documents is named by its tokens."""
+    if source.schema.task != "causal-lm":
+        return source.table["id"].to_pylist()
+    blocks = (source.encode(np.array([row]), None).inputs["input_ids"].numpy() for row in range(source.rows))
+    return [hashlib.blake2b(block.tobytes(), digest_size=20).hexdigest() for block in blocks]
+
+
+def _preprocess_key(card: Card, data: DataRecipe) -> str:
+    """All that makes a row's inputs, beside the row."""
     text = repr(sorted(card.preprocess.to_dict().items()))
     if isinstance(card.preprocess, TextPreprocess):
-        text += card.preprocess.tokenizer.backend_tokenizer.to_str()
+        tokenizer = card.preprocess.tokenizer
+        text += tokenizer.backend_tokenizer.to_str() + repr((tokenizer.chat_template, data.prompt, data.too_long))
     return text

@@ -21,9 +21,13 @@ def propose(recipe: Recipe, module: nn.Module) -> Decision | None:
     layers = [part for part in module.modules() if isinstance(part, LoRALinear)]
     if not layers:
         return None
-    on = recipe.plan.fuse_adapter != "off"
+    plain = [part for part in layers if part.is_plain() and not part.dropout.p]
+    on = recipe.plan.fuse_adapter != "off" and bool(plain)
     fuse(module, on)
-    return Decision(what="fuse_adapter", on=on, why=f"{len(layers)} linear layers with LoRA" if on else "switched off in the recipe")
+    counted = f"{len(plain)} linear layers with LoRA"
+    if len(plain) < len(layers):
+        counted = f"{len(plain)} of {len(layers)} linear layers with LoRA: the others have dropout, DoRA, PiSSA or a base in few bits"
+    return Decision(what="fuse_adapter", on=on, why=counted if on or not plain else "switched off in the recipe")
 
 
 def fuse(module: nn.Module, on: bool) -> None:
