@@ -68,7 +68,7 @@ def at_top(tree: ast.Module) -> ast.Module:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             waiting += node.orelse
         elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
-            waiting += [child for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)]
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             kept.append(node)
     return ast.Module(body=kept, type_ignores=[])
