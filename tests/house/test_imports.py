@@ -69,6 +69,7 @@ def at_top(tree: ast.Module) -> ast.Module:
             waiting += node.orelse
         elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef):
             waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+            waiting += [child for handler in getattr(node, "handlers", ()) for child in handler.body]
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             kept.append(node)
     return ast.Module(body=kept, type_ignores=[])
