@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 
 from frostline.data.chat_spans import Message, Tools
 from frostline.data.chat_template import Rendered, TrainOn, render_all, with_template
-from frostline.data.loader import Batch, Encoded
+from frostline.data.loader import Encoded
 from frostline.data.preprocess import TextPreprocess
 from frostline.data.token_rows import IGNORED, TokenRows, token_rows
 from frostline.errors import DataError
@@ -54,12 +53,7 @@ class _Made:
 def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> Encoded:
     """The batches of a split."""
     rows = chat_rows(table, preprocess.tokenizer, max_length=preprocess.max_length, train_on=recipe.train_on, too_long=recipe.too_long)
-    pad = preprocess.tokenizer.pad_token_id or 0
-
-    def encode(index: np.ndarray, epoch: int | None) -> Batch:
-        return rows.batch(index, pad, preprocess.inputs)
-
-    return Encoded(encode=encode, kept=rows.kept, lengths=rows.lengths, truncated=rows.truncated, warnings=rows.warnings)
+    return rows.encoded(preprocess)
 
 
 def chat_rows(table: pa.Table, tokenizer: Any, *, max_length: int, train_on: TrainOn = "assistant", too_long: TooLong = "cut") -> TokenRows:

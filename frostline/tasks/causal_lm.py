@@ -2,19 +2,6 @@
 
 from __future__ import annotations
 
-from frostline.tasks.task import Task
-from frostline.tasks.tokens import best_by, loss, metrics, running, running_name, scores, show
+from frostline.tasks.tokens import language_task
 
-TASK = Task(
-    name="causal-lm",
-    input_column="text",
-    per_token=True,
-    loss=loss,
-    scores=scores,
-    metrics=metrics,
-    epoch_metrics=metrics,
-    best_by=best_by,
-    running=running,
-    running_name=running_name,
-    decode=show,
-)
+TASK = language_task("causal-lm", "text")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frostline.data.dataset import Schema
-from frostline.tasks.task import LossOptions
+from frostline.tasks.task import LossOptions, Task
 
 
 @dataclass(kw_only=True)
@@ -82,3 +82,20 @@ def best_by(schema: Schema) -> str:
 def show(schema: Schema, row: np.ndarray) -> dict[str, float]:
     """One row's scores, for a person."""
     return metrics(schema, row[None], np.zeros(0))
+
+
+def language_task(name: str, input_column: str) -> Task:
+    """A task that is learned and measured by its labelled tokens; which tokens have a label is a matter of its data."""
+    return Task(
+        name=name,
+        input_column=input_column,
+        per_token=True,
+        loss=loss,
+        scores=scores,
+        metrics=metrics,
+        epoch_metrics=metrics,
+        best_by=best_by,
+        running=running,
+        running_name=running_name,
+        decode=show,
+    )
