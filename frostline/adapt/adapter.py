@@ -22,19 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapt.settings import in_place, note, refuse_another
+from frostline.adapt.settings import install, refuse_another
 from frostline.adapt.targets import (
     check_modules_to_save,
     is_linear,
     known_targets,
-    let_learn,
     match,
     matches,
     near,
     read_targets,
     read_whole,
 )
-from frostline.adapt.wrapper import Wrapper, is_transposed, learning_names, replace
+from frostline.adapt.wrapper import Wrapper, is_transposed, replace
 from frostline.data.randomness import integer_seed
 from frostline.errors import ModelError
 from frostline.models.model import Model
@@ -60,11 +59,7 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Put the adapters in place and freeze all but them and the head."""
-    if in_place(model) is None:
-        settings = _settings(model, recipe, seed)
-        inject(model.module, settings)
-        note(model, settings)
-    let_learn(model, recipe, learning_names(model.module))
+    install(model, recipe, inject, _settings(model, recipe, seed))
 
 
 def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
@@ -215,6 +210,11 @@ def _entry(last: str, known: dict[str, nn.Module]) -> str:
 def _refuse_read_weights(model: Model, targets: list[str]) -> None:
     """Some of torch's own layers read their weights and never call them: an adapter there would learn nothing."""
     for name in targets:
+        if name == model.output:
+            raise ModelError(
+                f"adapt.targets: got {name!r}, the output layer, whose weight the loss reads without calling it, expected a layer that is "
+                "called. Use: adapt=lora, or leave it out"
+            )
         parent = model.module.get_submodule(name.rpartition(".")[0])
         if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
             raise ModelError(

@@ -4,12 +4,15 @@
     use_adapters(model, "b")             that one alone; use_adapters(model, "default", "b"): their updates add up
     with adapters_off(module): …         the base, bit for bit: the reference of preference tuning, with no second copy of the weights
     merge(module)                        folded into the weights, for speed; unmerge(module) puts the very weights back that were there
-    merge_into_base(model)               for good: the model is an ordinary one again
+    merge_into_base(model)               for good: the model is an ordinary one again, in full precision
+    merge_into_few_bits(model)           for good, and back into the few bits of its base; says how much of the change is left
     combine(model, "ab", {"a": 0.7, "b": 0.3})    a new adapter out of others
 
 Merging adds what is on, each times its weight: W + Σ w_i ΔW_i. The original weights are kept aside and never computed back.
 Combining concatenates, B = [B₁ B₂], A = [w₁ s₁ A₁; w₂ s₂ A₂], which is exactly that sum in a rank that is the sum of the ranks; or,
 ``linear``, adds the factors, each times the root of w s, which keeps the rank, has to have it in common, and mixes B₁ with A₂ too.
+
+Each adapter has a head and ``modules_to_save`` of its own, which are switched with it (parked.py).
 
 An adapter that is merged twice, was never trained, or holds NaN is an error: each of them goes on without a word otherwise.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -26,9 +30,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from frostline.adapt import lora, virtual
+from frostline.adapt import lora, parked, virtual
 from frostline.adapt.lora_layers import DEFAULT, Lora, LoRAConv
-from frostline.adapt.quantize import QuantizedLinear
+from frostline.adapt.peft_config import is_tuner
+from frostline.adapt.quantize import QuantizedLinear, quantize, shares_left
 from frostline.adapt.settings import in_place
 from frostline.adapt.targets import let_learn
 from frostline.adapt.wrapper import Wrapper, fold, folded, learning_names, refuse_what_cannot_fold, replace, wrappers
@@ -50,19 +55,27 @@ def add_adapter(model: Model, name: str, *, rank: int | None = None, alpha: floa
     own |= {"rank": rank, "ranks": {}} if rank is not None else {}
     own |= {"alpha": alpha, "alphas": {}} if alpha is not None else {}
     lora.add(model.module, name, {**settings, **own})
+    parked.begin(model, name)
     settings["adapters"] = {**settings.get("adapters", {}), name: own}
-    let_learn(model, model.recipe.adapt, learning_names(model.module))
+    let_learn(model, model.recipe.adapt, parked.learning_names(model))
 
 
 def use_adapters(model: Model, *names: str) -> None:
-    """Switch on these adapters and no others; what is on learns. Raises ModelError where two of them are one and the same."""
+    """Switch on these adapters and no others, with the head and ``modules_to_save`` that are theirs; what is on learns.
+
+    Raises ModelError where two of them are one and the same, or have modules of their own that differ.
+    """
     settings = _settings(model)
     for first, second in itertools.combinations(names, 2):
         if _are_the_same(model.module, first, second):
             raise ModelError(f"adapter: got {first!r} and {second!r} at once, which are the same. One of them is enough")
+    lora.check_names(model.module, names)
+    parked.refuse_differing(model, names)
     lora.switch(model.module, names)
+    if names:
+        parked.switch(model, names[0])
     settings["active"] = list(names)
-    let_learn(model, model.recipe.adapt, learning_names(model.module))
+    let_learn(model, model.recipe.adapt, parked.learning_names(model))
 
 
 @contextlib.contextmanager
@@ -70,7 +83,7 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
     """Within, the module computes what its base does. Raises ModelError where something beside an adapter learns, or there is none."""
     _refuse_merged(list(wrappers(module)))
     found: list[Any] = [*{part for _, part in wrappers(module)}, *virtual.find(module)]
-    of_peft: list[Any] = [part for part in module.modules() if any(kind.__name__ == "BaseTunerLayer" for kind in type(part).__mro__)]
+    of_peft: list[Any] = [part for part in module.modules() if is_tuner(part)]
     if not found and not of_peft:
         raise ModelError("adapters_off: got a model without an adapter, expected one. Use: fl.adapt(model, 'lora')")
     own = {*learning_names(module), *virtual.learning_names(module)}
@@ -98,11 +111,16 @@ def adapters_off(module: nn.Module) -> Iterator[None]:
 def merge(module: nn.Module, weights: Mapping[str, float] | None = None) -> None:
     """Fold what is on into the bases' weights until :func:`unmerge`. ``weights``: adapters by name, each times its weight.
 
-    A quantised base becomes one of full precision meanwhile (law 9).
+    A quantised base becomes one of full precision meanwhile (law 9); the head and ``modules_to_save`` stay those of what is on.
+    Raises ModelError for an adapter that is merged already, was never trained, holds NaN, or cannot be merged.
     """
     found = list(wrappers(module))
     _refuse_merged(found)
-    refuse_what_cannot_fold(found)
+    if weights is None:
+        refuse_what_cannot_fold(found)
+    else:
+        _refuse_weights(found, weights)
+        refuse_what_cannot_fold(found, functools.partial(_weighted, weights=weights))
     for part in dict.fromkeys(part for _, part in found):
         twin = copy.copy(part.base)  # the same tensors; what is folded goes into new ones
         twin._parameters = dict(part.base._parameters)
@@ -130,7 +148,38 @@ def merge_into_base(model: Model) -> None:
     for name, part in list(model.module.named_modules()):
         if isinstance(part, QuantizedLinear):  # what no adapter stood around
             replace(model.module, name, part.full())
+    _forget_adapter(model, {})
+
+
+def merge_into_few_bits(model: Model, *, limit: float = 0.5) -> dict[str, float]:
+    """Fold the adapter for good, and put the layers back into the few bits in which the base is kept (law 9).
+
+    Returns the share of each layer's change that is left, and of all of it under "total": 1 is all, 0 none (see quantize.py).
+    Raises ModelError, and changes nothing, where less than ``limit`` would be left or the base is in full precision.
+    """
+    present = model.card.arguments.get("adapt", {})
+    left = {key: present[key] for key in ("base", "quantized") if key in present}
+    found = list(wrappers(model.module))
+    if not left:
+        raise ModelError(
+            f"merge_into_few_bits: {model.card.name!r} holds its base in 'full', expected int8, int4 or nf4. Use: merge_into_base(model)"
+        )
+    _refuse_merged(found)
+    refuse_what_cannot_fold(found)
+    packed = {name: part for name, part in found if isinstance(part.base, QuantizedLinear)}
+    with torch.no_grad():
+        shares = shares_left(left["base"], ((name, part.base.weight, part.weight) for name, part in packed.items()), limit)
+    fold(model.module)
+    quantize(model.module, list(packed), left["base"])
+    _forget_adapter(model, left)
+    return shares
+
+
+def _forget_adapter(model: Model, left: dict[str, Any]) -> None:
+    """After folding: the card without the adapter, with what is ``left`` of its settings."""
     model.card.arguments.pop("adapt", None)
+    if left:
+        model.card.arguments["adapt"] = left
     config = getattr(model.module, "config", None)
     if isinstance(model.card.arguments.get("config"), dict) and config is not None and not getattr(config, "tie_word_embeddings", True):
         model.card.arguments["config"]["tie_word_embeddings"] = False  # a tied layer that was changed is tied no more
@@ -139,7 +188,10 @@ def merge_into_base(model: Model) -> None:
 
 
 def combine(model: Model, name: str, weights: Mapping[str, float], how: Literal["concatenate", "linear"] = "concatenate") -> None:
-    """A new adapter ``name`` out of others, not switched on. Raises ModelError where they cannot be combined so."""
+    """A new adapter ``name`` out of others, not switched on, with the head and ``modules_to_save`` of the first of them.
+
+    Raises ModelError where they cannot be combined so.
+    """
     settings = _settings(model)
     if name in adapter_names(model):
         raise ModelError(f"combine: got the name {name!r}, which the model {model.card.name!r} holds already. Choose another name")
@@ -161,8 +213,9 @@ def combine(model: Model, name: str, weights: Mapping[str, float], how: Literal[
         with torch.no_grad():
             part.piece(name).lora_A.copy_(a)
             part.piece(name).lora_B.copy_(b)
+    parked.begin(model, name, like=next(iter(weights)))
     settings["adapters"] = {**settings.get("adapters", {}), name: own}
-    let_learn(model, model.recipe.adapt, learning_names(model.module))
+    let_learn(model, model.recipe.adapt, parked.learning_names(model))
 
 
 def _combined(pieces: list[tuple[Lora, float]], how: str) -> tuple[Tensor, Tensor]:
@@ -190,13 +243,22 @@ def _refuse_combination(parts: Mapping[str, Lora], weights: Mapping[str, float],
             raise ModelError("combine: got a DoRA adapter, whose updates do not add up, expected plain ones. Merge it alone")
 
 
+def _refuse_weights(found: list[tuple[str, Wrapper]], weights: Mapping[str, float]) -> None:
+    for _, part in found:
+        if not isinstance(part, Lora):
+            raise ModelError(f"merge: got weights for a {type(part).__name__!r}, expected LoRA adapters. Use: merge(module)")
+        there = (DEFAULT, *part.others)
+        for name, factor in weights.items():
+            if name not in there or not math.isfinite(factor):
+                raise ModelError(f"merge: got {name!r} with the weight {factor!r}, expected a number for one of {', '.join(there)}")
+        if len(weights) > 1 and any(part.piece(name).variant.dora for name in weights):
+            raise ModelError(f"merge: got {', '.join(weights)!r} at once, but DoRA's updates do not add up. Merge one of them")
+
+
 def _weighted(part: Wrapper, weights: Mapping[str, float]) -> Tensor:
-    if not isinstance(part, Lora):
-        raise ModelError(f"merge: got weights for a {type(part).__name__!r}, expected LoRA adapters. Use: merge(module)")
+    assert isinstance(part, Lora), "checked before"
     total = weight = part.base.weight
     for name, factor in weights.items():
-        if name != DEFAULT and name not in part.others:
-            raise ModelError(f"merge: got {name!r}, expected one of {', '.join([DEFAULT, *part.others])}")
         total = total + factor * part.piece(name).change(weight)
     return total
 

@@ -6,7 +6,8 @@ layers of a feed-forward part is scaled before the second:
     y = l ⊙ (W x + b)          y = W (l ⊙ x) + b   for the layers in ``feedforward``
 
 Both fold into W (and b). Without ``targets`` the keys, values and second feed-forward layers are found by the names that the
-families of Transformers give them, those that PEFT lists.
+families of Transformers give them, those that PEFT lists. Without ``feedforward`` the targets with the names of second feed-forward
+layers are those, whether ``targets`` named them, a glob or ``all-linear`` did; so does PEFT.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.adapt.settings import in_place, note, refuse_another
+from frostline.adapt.settings import in_place, install, refuse_another
 from frostline.adapt.targets import (
+    ALL_LINEAR,
     check_modules_to_save,
     is_convolution,
     is_linear,
     known_targets,
-    let_learn,
     match,
     matches,
     near,
     read_targets,
 )
-from frostline.adapt.wrapper import Wrapper, is_transposed, learning_names, replace
+from frostline.adapt.wrapper import Wrapper, is_transposed, replace
 from frostline.errors import ModelError
 from frostline.models.model import Model
 from frostline.recipe import AdaptRecipe
@@ -48,18 +49,14 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Wrap the targets and freeze all but the vectors and the head."""
-    if in_place(model) is None:
-        settings = _settings(model, recipe)
-        inject(model.module, settings)
-        note(model, settings)
-    let_learn(model, recipe, learning_names(model.module))
+    install(model, recipe, inject, _settings(model, recipe))
 
 
 def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     """Wrap ``settings["targets"]``; returns ``module``. Raises ModelError where the settings do not fit the module."""
     bases = read_targets(module, settings, is_target, _WHAT)
     before = settings.get("feedforward")
-    if not isinstance(before, list) or not set(before) <= set(bases):
+    if not isinstance(before, list) or not all(isinstance(name, str) and name in bases for name in before):
         raise ModelError(f"adapt.feedforward: got {before!r}, expected names out of the targets. Load the weights that fit the adapter")
     made: dict[nn.Module, IA3] = {}
     for name, base in bases.items():
@@ -129,9 +126,23 @@ def _settings(model: Model, recipe: AdaptRecipe) -> dict[str, Any]:
             )
         recipe = replaced(recipe, targets=usual)
     targets = match(model, recipe, is_target, _WHAT)
-    wanted = recipe.feedforward or [name for name in FEEDFORWARD if name in recipe.targets]
-    for name in wanted:
-        if not any(matches(target, name) for target in targets):
+    return {"method": "ia3", "targets": targets, "feedforward": _feedforward(model, recipe, targets)}
+
+
+def _feedforward(model: Model, recipe: AdaptRecipe, targets: list[str]) -> list[str]:
+    """Those of the targets whose input is scaled: the ones that the recipe means, else those of an adapter in place, else by name."""
+    present = in_place(model) or {}
+    if not recipe.feedforward and present.get("method") == "ia3" and present.get("targets") == targets:
+        return present["feedforward"]
+    known = {name: model.module.get_submodule(name) for name in targets}
+    for name in recipe.feedforward:
+        if not any(_means(model, name, target, part) for target, part in known.items()):
             raise ModelError(f"adapt.feedforward: got {name!r}, which is none of the targets. {near(name, targets)}")
-    before = [target for target in targets if any(matches(target, name) for name in wanted)]
-    return {"method": "ia3", "targets": targets, "feedforward": before}
+    wanted = recipe.feedforward or FEEDFORWARD
+    return [target for target, part in known.items() if any(_means(model, name, target, part) for name in wanted)]
+
+
+def _means(model: Model, wanted: str, target: str, part: nn.Module) -> bool:
+    if wanted == ALL_LINEAR:
+        return is_linear(part.base if isinstance(part, Wrapper) else part) and target != model.output
+    return matches(target, wanted)

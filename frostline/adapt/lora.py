@@ -25,24 +25,25 @@ from torch import nn
 
 from frostline.adapt import wrapper
 from frostline.adapt.lora_layers import DEFAULT, Lora, Variant, wrap
+from frostline.adapt.settings import in_place, install, refuse_another
 from frostline.adapt.targets import (
     check_modules_to_save,
     is_convolution,
     is_linear,
-    let_learn,
     match,
     near,
     read_dropout,
     read_targets,
     read_whole,
 )
-from frostline.adapt.wrapper import learning_names, wrappers
+from frostline.adapt.wrapper import wrappers
 from frostline.data.randomness import integer_seed
 from frostline.errors import ModelError
 from frostline.models.model import Model
 from frostline.recipe import AdaptRecipe
 
 _WHAT = "linear layer, convolution or embedding"
+_LARGEST_ALPHA = 1e9
 
 
 def check(model: Model, recipe: AdaptRecipe) -> None:
@@ -55,10 +56,12 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
         raise ModelError(f"adapt.lora_plus: got {recipe.lora_plus!r}, expected a factor above 0. Use: adapt.lora_plus=16")
     if recipe.init == "pissa" and (other := [n for n in settings["targets"] if not is_linear(_base(model.module.get_submodule(n)))]):
         raise ModelError(f"adapt.init: got 'pissa', but the target {other[0]!r} is no linear layer. Use: adapt.init=default")
-    present = model.card.arguments.get("adapt")
-    if _in_place(present) and any(present.get(key) != settings[key] for key in settings if key != "seed"):  # type: ignore[union-attr]
+    present = in_place(model)
+    if present is not None and present["method"] != "lora":
+        refuse_another(model, settings)
+    if present is not None and any(present.get(key) != settings[key] for key in settings if key != "seed"):
         raise ModelError(
-            f"adapt: got lora with {_brief(settings)}, but the model {model.card.name!r} already holds lora with {_brief(present)}. "  # type: ignore[arg-type]
+            f"adapt: got lora with {_brief(settings)}, but the model {model.card.name!r} already holds lora with {_brief(present)}. "
             "Load the model anew, add a second adapter with frostline.adapt.adapters.add_adapter, or fold what it holds with "
             "frostline.adapt.adapters.merge_into_base(model)"
         )
@@ -66,11 +69,7 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Wrap the targets, freeze all but the updates and the head, and note the settings in the card."""
-    if not _in_place(model.card.arguments.get("adapt")):
-        settings = settings_of(model, recipe, seed)
-        inject(model.module, settings)
-        model.card.arguments["adapt"] = settings
-    let_learn(model, recipe, learning_names(model.module))
+    install(model, recipe, inject, settings_of(model, recipe, seed))
 
 
 def settings_of(model: Model, recipe: AdaptRecipe, seed: int = 0) -> dict[str, Any]:
@@ -105,8 +104,10 @@ def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     for name, base in bases.items():
         wrapper.replace(module, name, made[base])
     for other, own in settings.get("adapters", {}).items():
+        if not isinstance(own, dict):
+            raise ModelError(f"adapt.adapters: got {own!r} for {other!r}, expected its settings. Save the model again")
         add(module, str(other), {**settings, **own})
-    switch(module, tuple(settings.get("active", (DEFAULT,))))
+    switch(module, tuple(map(str, settings.get("active", (DEFAULT,)))))
     return module
 
 
@@ -123,16 +124,21 @@ def add(module: nn.Module, name: str, settings: dict[str, Any]) -> None:
 
 
 def switch(module: nn.Module, names: tuple[str, ...]) -> None:
-    """Let the named adapters add up in every LoRA layer, and no other. Raises ModelError for a name that is not there."""
-    parts = [part for _, part in wrappers(module) if isinstance(part, Lora)]
+    """Let the named adapters add up in every LoRA layer, and no other. Raises ModelError as :func:`check_names` does."""
+    check_names(module, names)
+    for part in _layers(module):
+        part.active = names
+
+
+def check_names(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises ModelError for adapters that are not there, or that cannot be on together."""
+    parts = _layers(module)
     for name in names:
         if any(name != DEFAULT and name not in part.others for part in parts):
             there = [DEFAULT, *(parts[0].others if parts else ())]
             raise ModelError(f"adapter: got {name!r}, expected one of those that the model holds: {', '.join(there)}")
     if len(names) > 1 and any(part.piece(name).variant.dora for part in parts for name in names):
         raise ModelError(f"adapter: got {', '.join(names)!r} at once, but DoRA's updates do not add up. Switch one of them on")
-    for part in parts:
-        part.active = names
 
 
 def merge(module: nn.Module) -> None:
@@ -145,7 +151,7 @@ def build(base: nn.Module, target: str, settings: Mapping[str, Any], operation: 
     numbers = {
         "rank": settings.get("ranks", {}).get(target, settings["rank"]),
         "alpha": settings.get("alphas", {}).get(target, settings["alpha"]),
-        "dropout": settings["dropout"],
+        "dropout": settings.get("dropout", 0.0),
     }
     variant = Variant(rslora=settings.get("rslora", False), dora=settings.get("dora", False), pissa=settings.get("init") == "pissa")
     generator = torch.Generator().manual_seed(integer_seed(settings["seed"], 0, 0, operation))
@@ -155,6 +161,10 @@ def build(base: nn.Module, target: str, settings: Mapping[str, Any], operation: 
 def is_target(module: nn.Module) -> bool:
     """What LoRA can stand around."""
     return is_linear(module) or is_convolution(module) or isinstance(module, nn.Embedding)
+
+
+def _layers(module: nn.Module) -> list[Lora]:
+    return [part for _, part in wrappers(module) if isinstance(part, Lora)]
 
 
 def _settled(pattern: Mapping[str, Any], targets: list[str]) -> dict[str, Any]:
@@ -188,15 +198,17 @@ def _check_numbers(settings: Mapping[str, Any]) -> None:
     for rank in (settings.get("rank"), *_values(settings, "ranks")):
         read_whole({"rank": rank}, "rank")
     for alpha in (settings.get("alpha"), *_values(settings, "alphas")):
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < _LARGEST_ALPHA:
             raise ModelError(f"adapt.alpha: got {alpha!r}, expected a number above 0. Use: adapt.alpha=16")
     read_dropout(dict(settings))
     seed = settings.get("seed")
     if not isinstance(seed, int):
         raise ModelError(f"adapt: got the seed {seed!r}, expected a whole number. Save the model again")
-    for key, expected in (("rslora", (True, False)), ("dora", (True, False)), ("init", ("default", "pissa"))):
-        if settings.get(key, expected[-1] if key != "init" else "default") not in expected:
-            raise ModelError(f"adapt.{key}: got {settings[key]!r}, expected one of {expected!r}. Save the model again")
+    for key in ("rslora", "dora"):
+        if type(settings.get(key, False)) is not bool:
+            raise ModelError(f"adapt.{key}: got {settings[key]!r}, expected one of true, false. Save the model again")
+    if settings.get("init", "default") not in ("default", "pissa"):
+        raise ModelError(f"adapt.init: got {settings['init']!r}, expected one of default, pissa. Save the model again")
 
 
 def _values(settings: Mapping[str, Any], key: str) -> list[Any]:
@@ -204,10 +216,6 @@ def _values(settings: Mapping[str, Any], key: str) -> list[Any]:
     if not isinstance(found, dict):
         raise ModelError(f"adapt: got {found!r} for {key}, expected numbers by name. Save the model again")
     return list(found.values())
-
-
-def _in_place(present: dict[str, Any] | None) -> bool:
-    return present is not None and present.get("method") == "lora"
 
 
 def _base(part: nn.Module) -> nn.Module:

@@ -47,6 +47,7 @@ class Lora(Wrapper):
     """A target and its updates; subclasses say how one is computed and what it adds to the weight.
 
     The first adapter's parameters are the wrapper's own, those of further ones (see adapters.py) lie under ``others``.
+    ``parked`` (see parked.py) is filled in a network's first one only.
     """
 
     lora_A: nn.Parameter
@@ -56,8 +57,8 @@ class Lora(Wrapper):
     pissa_B: Tensor
     active: tuple[str, ...]
     """The adapters that are switched on."""
-    kernel: Callable[..., Tensor] | None
-    """A faster way to compute (x, weight, bias, A, B, scaling); the planner puts it in, and it serves where one plain update is on."""
+    kernel: Callable[..., Tensor] | None = None
+    """A faster way to compute (x, weight, bias, A, B, scaling), for the length of a pass; it serves where one plain update is on."""
     output_dims: tuple[int, ...] = (0,)
     """The dimensions of the weight that count outputs; DoRA's norms run over the others."""
 
@@ -71,7 +72,7 @@ class Lora(Wrapper):
         self.variant = variant
         self.active = (DEFAULT,)
         self.others = nn.ModuleDict()
-        self.kernel = None
+        self.parked = nn.ModuleDict()
         weight: Tensor = base.weight  # type: ignore[assignment]  # once: a quantised base makes it anew
         self._draw(weight, rank, generator)
         if variant.pissa:
@@ -216,6 +217,18 @@ class LoRALinear(Lora):
 
     def product(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return functional.linear(functional.linear(x, a), b)
+
+    def as_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pieces = [] if self.off else self.pieces()
+        if not any(piece.dropout.training and piece.dropout.p for piece in pieces):
+            return x, self.weight
+        weight = self.base.weight
+        factors = [piece.factors() for piece in pieces]
+        inputs = [functional.linear(piece.dropout(x), a) for piece, (a, _) in zip(pieces, factors, strict=True)]
+        product = torch.cat([weight, *(piece.scaling * b for piece, (_, b) in zip(pieces, factors, strict=True))], dim=1)
+        if pieces[0].variant.dora:  # alone, then
+            product = pieces[0]._ratio(weight)[:, None] * product
+        return torch.cat([x, *inputs], dim=1), product
 
     def is_plain(self) -> bool:
         stored = self.base._parameters.get("weight") is not None  # a base in few bits would be made anew for the kernel

@@ -21,16 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.adapt import lora
+from frostline.adapt import lora, parked, virtual
 from frostline.adapt.lora_layers import DEFAULT
 from frostline.adapt.peft_keys import PREFIX, PROMPT, config_of, places_of, recipe_values, settings_from, tensors_of
 from frostline.adapt.rebuild import rebuild
-from frostline.adapt.settings import in_place, note
-from frostline.adapt.targets import let_learn, saved_modules
-from frostline.adapt.virtual import NAME, find
-from frostline.adapt.virtual import learning_names as virtual_names
-from frostline.adapt.wrapper import learning_names, replace, wrappers
-from frostline.errors import ModelError, RunError
+from frostline.adapt.settings import in_place, note, note_modules
+from frostline.adapt.targets import let_learn
+from frostline.adapt.vera import PROJECTIONS
+from frostline.adapt.wrapper import replace, wrappers
+from frostline.errors import FrostlineError, ModelError, RunError
 from frostline.models.card import read_json
 from frostline.models.model import Model
 from frostline.models.save import manifest_of, put_in_place, sync_files
@@ -39,12 +38,16 @@ from frostline.models.weights import read_weights
 _CONFIG, _WEIGHTS, _MANIFEST = "adapter_config.json", "adapter_model.safetensors", "manifest.json"
 
 
-def save_adapter(model: Model, folder: str | Path, name: str = DEFAULT) -> None:
-    """Write one adapter. Raises ModelError for one that was never trained or holds NaN, RunError where the disk refuses."""
+def save_adapter(model: Model, folder: str | Path, name: str | None = None) -> None:
+    """Write one adapter with the head and ``modules_to_save`` that are its own. ``name``: the one that is switched on, where not given.
+
+    Raises ModelError for one that was never trained or holds NaN, RunError where the disk refuses.
+    """
     from safetensors.torch import save_file
 
     if any("kept" in part.__dict__ for part in model.module.modules()):
         raise ModelError("save_adapter: got a merged adapter, whose base is hidden, expected one beside its base. Use: unmerge(module)")
+    name = _chosen(model, name)
     config = config_of(model, name)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors_of(model, name).items()}
     _check_content(tensors, "save_adapter")
@@ -71,7 +74,7 @@ def save_adapter(model: Model, folder: str | Path, name: str = DEFAULT) -> None:
 
 
 def load_adapter(model: Model, folder: str | Path, name: str = DEFAULT) -> None:
-    """Put a folder's adapter onto ``model``, switched on if it is the first.
+    """Put a folder's adapter onto ``model``: the first one as "default", switched on; further ones under a ``name``, not switched on.
 
     Raises ModelError for one that does not fit; then the model computes what it did before.
     """
@@ -79,21 +82,27 @@ def load_adapter(model: Model, folder: str | Path, name: str = DEFAULT) -> None:
     config, tensors = read_json(folder / _CONFIG), dict(read_weights(folder / _WEIGHTS))
     _check_content(tensors, str(folder))
     first, before = in_place(model) is None, model.recipe
+    if first and name != DEFAULT:
+        raise ModelError(
+            f"load_adapter: got the name {name!r} for the first adapter of {model.card.name!r}, which is always called 'default', expected "
+            "names for those that follow. Use: load_adapter(model, folder)"
+        )
     model.recipe = model.recipe.with_values({"adapt.modules_to_save": _modules_of(config, model)}) if first else model.recipe
     try:
         settings = _put_in_place(model, folder, config, tensors, name if not first else None)
-    except ModelError:
+    except FrostlineError:
         model.recipe = before
         raise
     if first:
         present = model.card.arguments.get("adapt", {})
         note(model, {**settings, **{key: present[key] for key in ("base", "quantized") if key in present}})
         model.recipe = model.recipe.with_values({"adapt": recipe_values(settings)})
+        note_modules(model, model.recipe.adapt)
     else:
         kept = {key: settings[key] for key in ("rank", "alpha", "ranks", "alphas", "rslora", "dora", "init", "dropout", "seed")}
         present = model.card.arguments["adapt"]
         present["adapters"] = {**present.get("adapters", {}), name: kept}
-    let_learn(model, model.recipe.adapt, [*learning_names(model.module), *virtual_names(model.module)])
+    let_learn(model, model.recipe.adapt, {*parked.learning_names(model), *virtual.learning_names(model.module)})
 
 
 def _put_in_place(model: Model, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], name: str | None) -> dict[str, Any]:
@@ -109,8 +118,9 @@ def _put_in_place(model: Model, folder: Path, config: dict[str, Any], tensors: d
     else:
         _add(model, name, settings, folder)
     try:
+        model.recipe.with_values({"adapt": recipe_values(settings)})  # refuses what a recipe could not hold
         _fill(model, name or DEFAULT, tensors, folder)
-    except ModelError:
+    except FrostlineError:
         _take_out(model, name)
         raise
     return settings
@@ -128,7 +138,7 @@ def _modules_of(config: dict[str, Any], model: Model) -> list[str]:
 def base_state(model: Model) -> dict[str, Tensor]:
     """The base's tensors under the names that they have without an adapter; not those that travel with the adapter."""
     places = sorted({f"{name}." for name, _ in wrappers(model.module)}, key=len, reverse=True)
-    travelling = tuple(f"{name}." for name in saved_modules(model, model.recipe.adapt))
+    travelling = tuple(f"{name}." for name in parked.places(model))
     learning = {id(p) for place in travelling for p in model.module.get_submodule(place[:-1]).parameters()}
     found = {}
     for name, tensor in model.module.state_dict(keep_vars=True).items():
@@ -140,7 +150,7 @@ def base_state(model: Model) -> dict[str, Tensor]:
             if not inner.startswith("base."):
                 continue
             name = place + inner.removeprefix("base.")
-        if name.startswith(("vera_projections.", *travelling)) or f".{NAME}." in f".{name}":
+        if name.startswith((f"{PROJECTIONS}.", *travelling)) or f".{virtual.NAME}." in f".{name}":
             continue
         found[name] = tensor.detach()
     return found
@@ -149,6 +159,7 @@ def base_state(model: Model) -> dict[str, Tensor]:
 def _check_manifest(model: Model, manifest: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
     try:
         own, base = manifest["adapter"], {entry["name"]: entry for entry in manifest["base"]["tensors"]}
+        described = {name: f"{entry['dtype']} {tuple(entry['shape'])}, hash {entry['hash'][:12]}" for name, entry in base.items()}
     except (KeyError, TypeError) as error:
         raise ModelError(f"{str(folder / _MANIFEST)!r} is damaged, expected lists of tensors. Copy the folder again") from error
     if manifest_of(tensors) != own:
@@ -160,13 +171,10 @@ def _check_manifest(model: Model, manifest: dict[str, Any], tensors: dict[str, T
     here = {entry["name"]: entry for entry in manifest_of(base_state(model))["tensors"]}
     for name in (*base, *here):
         if base.get(name) != here.get(name):
-            described = [
-                "missing" if e is None else f"{e['dtype']} {tuple(e['shape'])}, hash {e['hash'][:12]}"
-                for e in (here.get(name), base.get(name))
-            ]
+            mine = "missing" if name not in here else f"{here[name]['dtype']} {tuple(here[name]['shape'])}, hash {here[name]['hash'][:12]}"
             raise ModelError(
-                f"{str(folder)!r} is an adapter for another base: {name!r} is {described[0]} in {model.card.name!r}, "
-                f"expected {described[1]}. Load the base that it was trained on"
+                f"{str(folder)!r} is an adapter for another base: {name!r} is {mine} in {model.card.name!r}, "
+                f"expected {described.get(name, 'missing')}. Load the base that it was trained on"
             )
 
 
@@ -189,23 +197,29 @@ def _add(model: Model, name: str, settings: dict[str, Any], folder: Path) -> Non
         differing = sorted(set(settings["targets"]) ^ set(present["targets"]))
         raise ModelError(f"load_adapter: {str(folder)!r} and the model's adapter have not the same targets, the first is {differing[0]!r}")
     lora.add(model.module, name, settings)
+    parked.begin(model, name)
 
 
 def _fill(model: Model, name: str, tensors: dict[str, Tensor], folder: Path) -> None:
     """Strict both ways: names and shapes."""
-    places = places_of(model, name)
-    if PROMPT in places and PROMPT in tensors:  # PEFT keeps a second half for the decoder, and never uses it
-        tensors[PROMPT] = tensors[PROMPT][: len(places[PROMPT])]
-    for key in (*places, *tensors):
-        mine, theirs = (tuple(t.shape) if t is not None else "nothing" for t in (places.get(key), tensors.get(key)))
+    here = places_of(model, name)
+    if PROMPT in here and PROMPT in tensors and tensors[PROMPT].dim():  # PEFT keeps a second half for the decoder, and never uses it
+        tensors[PROMPT] = tensors[PROMPT][: len(here[PROMPT])]
+    for key in (*here, *tensors):
+        mine, theirs = (_described(found.get(key)) for found in (here, tensors))
         if mine != theirs:
             raise ModelError(
-                f"{str(folder / _WEIGHTS)!r}: {key!r} is {theirs!r} in the file and {mine!r} in the model. "
-                "Load the base that it was trained on"
+                f"{str(folder / _WEIGHTS)!r}: {key!r} is {theirs} in the file and {mine} in the model. Load the base that it was trained on"
             )
     with torch.no_grad():
         for key, tensor in tensors.items():
-            places[key].copy_(tensor)
+            here[key].copy_(tensor)
+
+
+def _described(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "'nothing'"
+    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def _take_out(model: Model, name: str | None) -> None:
@@ -213,11 +227,26 @@ def _take_out(model: Model, name: str | None) -> None:
     for place, part in list(wrappers(model.module)):
         if name is None:
             replace(model.module, place, part.base)
-        else:
+        elif name in part.others:  # type: ignore[operator]
             part.others.pop(name)  # type: ignore[union-attr, operator]
-    if name is None:
-        for tokens in find(model.module):
-            tokens.off = True  # its hooks stay, and do nothing
+    if name is not None:
+        parked.forget(model, name)
+        return
+    virtual.take_out(model.module)
+    if hasattr(model.module, PROJECTIONS):
+        delattr(model.module, PROJECTIONS)
+
+
+def _chosen(model: Model, name: str | None) -> str:
+    """The adapter that is meant. Raises ModelError where there is none of that name, or not one that is on."""
+    settings = in_place(model) or {}
+    known, active = [DEFAULT, *settings.get("adapters", {})], settings.get("active", [DEFAULT])
+    if name is None and len(active) == 1:
+        return str(active[0])
+    if name is None or name not in known:
+        found = f"the adapters {active!r} switched on" if name is None else repr(name)
+        raise ModelError(f"save_adapter: got {found}, expected one of {', '.join(known)}. Use: save_adapter(model, folder, {known[0]!r})")
+    return name
 
 
 def _check_content(tensors: dict[str, Tensor], where: str) -> None:

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
+from frostline.adapt.lora import is_target
 from frostline.adapt.lora_layers import Lora, LoRAConv, LoRAEmbedding
+from frostline.adapt.parked import module_tensors, places
 from frostline.adapt.settings import in_place
-from frostline.adapt.targets import saved_modules
 from frostline.adapt.virtual import Place, Virtual, body_of, find, place_of
-from frostline.adapt.wrapper import is_transposed, wrappers
+from frostline.adapt.wrapper import Wrapper, is_transposed, wrappers
 from frostline.errors import ModelError
 from frostline.models.model import Model
 
@@ -35,6 +37,7 @@ _CHANGES_THE_NETWORK = (
     "arrow_config", "kasa_config", "velora_config", "monteclora_config", "use_bdlora", "megatron_config",
 )  # fmt: skip
 """Settings of PEFT that we have no layer for."""
+_NARROWS_TARGETS = ("exclude_modules", "layers_to_transform", "layers_pattern")
 
 
 PEFT_METHODS = ("lora", "ia3", "vera", "prompt", "p-tuning", "prefix")
@@ -48,7 +51,7 @@ def config_of(model: Model, name: str) -> dict[str, Any]:
     common = {
         "base_model_name_or_path": None,
         "inference_mode": True,
-        "modules_to_save": saved_modules(model, model.recipe.adapt) or None,
+        "modules_to_save": places(model) or None,
         "task_type": _task_type(model),
     }
     if settings is not None and method == "lora":
@@ -82,11 +85,7 @@ def tensors_of(model: Model, name: str) -> dict[str, Tensor]:
     prefix = "base_model." if tokens else PREFIX
     if tokens:
         found[PROMPT] = tokens[0].values()
-    for place in saved_modules(model, model.recipe.adapt):
-        found |= {
-            f"{prefix}{place}.{leaf}": tensor for leaf, tensor in model.module.get_submodule(place).state_dict(keep_vars=True).items()
-        }
-    return found
+    return {**found, **{f"{prefix}{key}": tensor for key, tensor in module_tensors(model, name).items()}}
 
 
 def settings_from(config: dict[str, Any], tensors: dict[str, Tensor], model: Model) -> dict[str, Any]:
@@ -101,21 +100,43 @@ def settings_from(config: dict[str, Any], tensors: dict[str, Tensor], model: Mod
         raise ModelError(f"adapter_config.json: got {key} {config[key]!r}, which no layer here has. Load it with peft itself")
     if method == "lora":
         settings = _lora_settings(config, tensors)
-        return {**settings, "targets": _in_order(settings["targets"], model)}
+        return {**settings, "targets": _in_order(settings["targets"], config, model)}
     if method == "ia3":
-        targets = _in_order([key.removeprefix(PREFIX).removesuffix(".ia3_l") for key in tensors if key.endswith(".ia3_l")], model)
-        return {"method": "ia3", "targets": targets, "feedforward": [t for t in targets if len(tensors[f"{PREFIX}{t}.ia3_l"]) == 1]}
+        vectors = _with_end(tensors, ".ia3_l")
+        targets = _in_order(vectors, config, model)
+        return {"method": "ia3", "targets": targets, "feedforward": [t for t in targets if _scales_input(config, t, vectors[t])]}
     if method == "vera":
-        targets = [key.removeprefix(PREFIX).removesuffix(".vera_lambda_b") for key in tensors if key.endswith(".vera_lambda_b")]
         return {
             "method": "vera",
             "rank": config.get("r"),
             "dropout": config.get("vera_dropout", 0.0),
-            "targets": _in_order(targets, model),
+            "targets": _in_order(_with_end(tensors, ".vera_lambda_b"), config, model),
             "seed": 0,
         }
     common = {"method": method, "tokens": config.get("num_virtual_tokens"), "hidden": 0, "body": body_of(model), "seed": 0}
     return common if method == "prefix" else {**common, "strip": _task_type(model) != "SEQ_CLS" or _is_causal(model)}
+
+
+def _with_end(tensors: dict[str, Tensor], end: str) -> dict[str, Tensor]:
+    """The targets that have a tensor of this kind, and it. Raises ModelError for one that is a single number."""
+    found = {key: tensor for key, tensor in tensors.items() if key.endswith(end)}
+    single = next((key for key, tensor in found.items() if tensor.dim() == 0), None)
+    if single is not None:
+        raise ModelError(f"adapter_model.safetensors: got a single number as {single!r}, expected rows. Copy the folder again")
+    return {key.removeprefix(PREFIX).removesuffix(end): tensor for key, tensor in found.items()}
+
+
+def _scales_input(config: dict[str, Any], target: str, vector: Tensor) -> bool:
+    """Whether the configuration lists the end of the target's name among the feed-forward layers, as PEFT reads it.
+
+    Where it has an expression instead, that is not run: of a linear layer the vector's shape says it too.
+    """
+    names = config.get("feedforward_modules")
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return any(target.endswith(name) for name in names)
+    if vector.dim() != 2:
+        raise ModelError(f"adapter_config.json: got feedforward_modules {names!r}, expected a list of names. Write them out")
+    return len(vector) == 1
 
 
 def recipe_values(settings: dict[str, Any]) -> dict[str, Any]:
@@ -126,13 +147,37 @@ def recipe_values(settings: dict[str, Any]) -> dict[str, Any]:
     return {**same, **{name: settings[key] for name, key in patterns.items() if key in settings}}
 
 
-def _in_order(targets: list[str], model: Model) -> list[str]:
-    """In the order of the network's modules, as targets are always listed; what the network does not have comes last."""
+def _in_order(targets: Iterable[str], config: dict[str, Any], model: Model) -> list[str]:
+    """In the order of the network's modules, as targets are always listed; what the network does not have comes last.
+
+    Raises ModelError where there is none, or one lacks that the configuration lists.
+    """
+    targets = list(targets)
+    missing = next((name for name in _listed(config, model) if name not in targets), None)
+    if not targets or missing is not None:
+        what = "no tensors of an adapter" if not targets else f"no tensors for {missing!r}, which adapter_config.json lists as a target"
+        raise ModelError(f"adapter_model.safetensors: got {what}, expected one for each target. Copy the folder again")
     known = {name: index for index, (name, _) in enumerate(model.module.named_modules(remove_duplicate=False))}
     return sorted(targets, key=lambda name: known.get(name, len(known)))
 
 
+def _listed(config: dict[str, Any], model: Model) -> list[str]:
+    """The layers that ``target_modules`` means, as PEFT reads a list; none where it is an expression, or something narrows it down."""
+    names = config.get("target_modules")
+    if not isinstance(names, list) or any(config.get(key) for key in _NARROWS_TARGETS):
+        return []
+    own = tuple(f"{place}." for place in places(model))
+    return [
+        name
+        for name, part in model.module.named_modules()
+        if any(name == end or name.endswith(f".{end}") for end in names)
+        and is_target(part.base if isinstance(part, Wrapper) else part)
+        and not f"{name}.".startswith(own)
+    ]
+
+
 def _lora_config(model: Model, name: str) -> dict[str, Any]:
+    settings = in_place(model) or {}
     parts = {target: part for target, part in wrappers(model.module) if isinstance(part, Lora)}
     pieces = {target: part.piece(name) for target, part in parts.items()}
     grouped = next((target for target, part in parts.items() if isinstance(part, LoRAConv) and part.base.groups > 1), None)
@@ -145,7 +190,7 @@ def _lora_config(model: Model, name: str) -> dict[str, Any]:
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": in_place(model)["dropout"],  # type: ignore[index]
+        "lora_dropout": {**settings, **settings.get("adapters", {}).get(name, {})}["dropout"],
         "target_modules": list(pieces),
         "rank_pattern": {target: value for target, value in ranks.items() if value != rank},
         "alpha_pattern": {target: value for target, value in alphas.items() if value != alpha},
@@ -171,13 +216,10 @@ def _lora_settings(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[s
             f"adapter_config.json: got init_lora_weights {begin!r}, with which the base was changed too, expected a plain adapter. "
             "Save it with peft's path_initial_model_for_weight_conversion"
         )
-    shapes = {
-        key.removeprefix(PREFIX).removesuffix(end): len(tensor)
-        for key, tensor in tensors.items()
-        for end in (".lora_A.weight", ".lora_embedding_A")
-        if key.endswith(end)
-    }
+    shapes = {t: len(a) for end in (".lora_A.weight", ".lora_embedding_A") for t, a in _with_end(tensors, end).items()}
     pattern = config.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise ModelError(f"adapter_config.json: got alpha_pattern {pattern!r}, expected numbers by name. Copy the folder again")
     strange = next((key for key in pattern if not re.fullmatch(r"[\w.\-]{1,300}", str(key))), None)
     if strange is not None:
         raise ModelError(f"adapter_config.json: alpha_pattern has {strange!r}, expected plain names of layers. Write them out")

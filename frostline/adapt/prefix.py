@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.adapt.settings import in_place, note, refuse_another
-from frostline.adapt.targets import LARGEST, check_modules_to_save, let_learn, read_whole
-from frostline.adapt.virtual import NAME, Place, Virtual, body_of, cache_name, check_room, learning_names, place_of, seen_tokens
+from frostline.adapt.settings import install, refuse_another
+from frostline.adapt.targets import check_modules_to_save
+from frostline.adapt.virtual import NAME, Place, Virtual, body_of, cache_name, check_room, place_of, read_settings, seen_tokens
 from frostline.data.randomness import integer_seed
 from frostline.errors import ModelError
 from frostline.models.model import Model
@@ -42,19 +42,13 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Put the prefixes in place and freeze all but them and the head."""
-    if in_place(model) is None:
-        settings = _settings(model, recipe, seed)
-        inject(model.module, settings)
-        note(model, settings)
-    let_learn(model, recipe, learning_names(model.module))
+    install(model, recipe, inject, _settings(model, recipe, seed))
 
 
 def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
     """Put the prefixes in place; returns ``module``. Raises ModelError where the settings do not fit the module."""
-    tokens, hidden, seed = read_whole(settings, "tokens"), settings.get("hidden", 0), settings.get("seed")
-    if type(hidden) is not int or not 0 <= hidden <= 4 * LARGEST or type(seed) is not int or not isinstance(settings.get("body"), str):
-        raise ModelError(f"adapt: got {settings!r}, expected the settings of 'prefix'. Save the model again")
-    place = place_of(module, settings["body"])
+    tokens, hidden, seed, body = read_settings(settings)
+    place = place_of(module, body)
     _check_cache(place)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(integer_seed(seed, 0, 0, "prefix"))

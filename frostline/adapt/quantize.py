@@ -11,7 +11,8 @@ type, in the forward pass and again in the backward pass, and saves nothing for 
 Groups run along the inputs of one output, padded to whole groups, so that rows are independent.
 
 Only frozen weights are stored so: not the head, nor the output layer, nor what ``modules_to_save`` names, nor a weight that two
-places share. After a merge, :func:`requantize` puts weights back into few bits and says what is left of the change (law 9):
+places share. After a merge, :func:`requantize` puts weights back into few bits (``merge_into_few_bits`` in adapters.py does both)
+and says what is left of the change (law 9):
 
     share = ⟨ΔW, Q(W + ΔW) - Q(W)⟩ / ‖ΔW‖²      1: all of it; 0: rounding ate it
 
@@ -20,7 +21,7 @@ and refuses below a limit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -168,12 +169,21 @@ def requantize(module: nn.Module, kind: str, before: Mapping[str, Tensor], *, li
     less than ``limit`` of the whole change would be left.
     """
     known: dict[str, Any] = dict(module.named_modules())
+    now = {name: known[name].weight.detach().T if is_transposed(known[name]) else known[name].weight.detach() for name in before}
+    shares = shares_left(kind, ((name, weight, now[name]) for name, weight in before.items()), limit)
+    quantize(module, list(before), kind)
+    return shares
+
+
+def shares_left(kind: str, changes: Iterable[tuple[str, Tensor, Tensor]], limit: float) -> dict[str, float]:
+    """What of each (name, weight before, weight now) would be left in few bits, and of all under "total".
+
+    Raises ModelError where the total is below ``limit``.
+    """
     kept, whole, shares = 0.0, 0.0, {}
-    for name, weight in before.items():
-        now = known[name].weight.detach()
-        now = now.T if is_transposed(known[name]) else now
-        change = (now - weight).double()
-        left = (quantized(now, kind) - quantized(weight, kind)).double()
+    for name, before, now in changes:
+        change = (now - before).double()
+        left = (quantized(now, kind) - quantized(before, kind)).double()
         product, size = float((change * left).sum()), float(change.square().sum())
         shares[name] = product / size if size else 1.0
         kept, whole = kept + product, whole + size
@@ -183,7 +193,6 @@ def requantize(module: nn.Module, kind: str, before: Mapping[str, Tensor], *, li
             f"base: after {kind!r} only {shares['total']:.0%} of what was learned would be left, expected at least {limit:.0%}. "
             "Keep the merged model in full precision, choose int8, or serve the adapter beside the quantised base"
         )
-    quantize(module, list(before), kind)
     return shares
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from frostline.adapt import adapter, ia3, lora, peft_config, prefix, prompt, vera
+from frostline.adapt import adapter, ia3, lora, parked, peft_config, prefix, prompt, vera
 from frostline.adapt.quantize import quantize
 from frostline.errors import ModelError
 
@@ -31,7 +31,9 @@ def rebuild(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
         for key, kind in (("adapters", dict), ("active", list), ("ranks", dict), ("alphas", dict)):
             if key in settings and not isinstance(settings[key], kind):
                 raise ModelError(f"adapt.{key}: got {settings[key]!r}, expected a {kind.__name__}. Save the model again")
-        return _METHODS[method].inject(module, settings)
+        made: nn.Module = _METHODS[method].inject(module, settings)
+        parked.inject(made, settings)
+        return made
     if "base" not in settings:
         raise ModelError(f"adapt.method: got {method!r}, expected one of {', '.join(_METHODS)}. Save the model again")
     return module

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.adapt.settings import in_place, note, refuse_another
-from frostline.adapt.targets import check_modules_to_save, is_linear, let_learn, match, read_dropout, read_targets, read_whole
-from frostline.adapt.wrapper import Wrapper, is_transposed, learning_names, replace
+from frostline.adapt.settings import install, refuse_another
+from frostline.adapt.targets import check_modules_to_save, is_linear, match, read_dropout, read_targets, read_whole
+from frostline.adapt.wrapper import Wrapper, is_transposed, replace
 from frostline.data.randomness import integer_seed
 from frostline.errors import ModelError
 from frostline.models.model import Model
@@ -41,11 +41,7 @@ def check(model: Model, recipe: AdaptRecipe) -> None:
 
 def apply(model: Model, recipe: AdaptRecipe, seed: int) -> None:
     """Wrap the targets and freeze all but the vectors and the head."""
-    if in_place(model) is None:
-        settings = _settings(model, recipe, seed)
-        inject(model.module, settings)
-        note(model, settings)
-    let_learn(model, recipe, learning_names(model.module))
+    install(model, recipe, inject, _settings(model, recipe, seed))
 
 
 def inject(module: nn.Module, settings: dict[str, Any]) -> nn.Module:
@@ -105,6 +101,13 @@ class Vera(Wrapper):
         a, b = self._pair()
         delta = (self.vera_lambda_b[:, None] * b) @ (self.vera_lambda_d[:, None] * a)
         return self.base.weight + (delta.T if is_transposed(self.base) else delta)
+
+    def as_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.off or not (self.dropout.training and self.dropout.p):
+            return x, self.weight
+        a, b = self._pair()
+        hidden = self.vera_lambda_d * functional.linear(self.dropout(x), a)
+        return torch.cat([x, hidden], dim=1), torch.cat([self.base.weight, self.vera_lambda_b[:, None] * b], dim=1)
 
     def _pair(self) -> tuple[Tensor, Tensor]:
         pair: Projections = self.pair  # type: ignore[assignment]

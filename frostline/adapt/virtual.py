@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.adapt.targets import LARGEST
+from frostline.adapt.targets import LARGEST, read_whole
 from frostline.errors import ModelError
-from frostline.models.hf_module import body_name
+from frostline.models.hf_module import body_name, positions_of
 from frostline.models.model import Model
 
 NAME = "virtual_tokens"
@@ -34,6 +34,11 @@ class Virtual(nn.Module):
         super().__init__()
         self.tokens = tokens
         self.off = False
+
+    @property
+    def positions_taken(self) -> int:
+        """Of those that the network has for a row; writing (models/generate.py) leaves room for them."""
+        return 0 if self.off else self.tokens
 
     def values(self) -> Tensor:
         """(tokens, width): what stands for each."""
@@ -134,13 +139,31 @@ def check_room(model: Model, tokens: int) -> None:
     """Raises ModelError where the longest text and the virtual tokens together are more than the network has positions for."""
     if not 1 <= tokens <= LARGEST:
         raise ModelError(f"adapt.tokens: got {tokens!r}, expected a whole number from 1 to {LARGEST}. Use: adapt.tokens=20")
-    config: Any = place_of(model.module, body_of(model)).encoder.config
-    positions, longest = getattr(config, "max_position_embeddings", None), getattr(model.card.preprocess, "max_length", 0)
-    if isinstance(positions, int) and longest + tokens > positions:
+    positions = positions_of(place_of(model.module, body_of(model)).encoder)
+    longest = getattr(model.card.preprocess, "max_length", 0)
+    if longest + tokens > positions:
         raise ModelError(
             f"adapt.tokens: got {tokens!r}, and texts have up to {longest} tokens, but {model.card.name!r} has {positions} positions. "
             f"Use: data.max_length={max(1, positions - tokens)}"
         )
+
+
+def read_settings(settings: dict[str, Any]) -> tuple[int, int, int, str]:
+    """How many tokens, the width of the network that makes them (0: none), the seed, the body. Raises ModelError for anything else."""
+    tokens, hidden, seed, body = read_whole(settings, "tokens"), settings.get("hidden", 0), settings.get("seed"), settings.get("body")
+    if type(hidden) is not int or not 0 <= hidden <= 4 * LARGEST or type(seed) is not int or not isinstance(body, str):
+        raise ModelError(f"adapt: got {settings!r}, expected the settings of virtual tokens. Save the model again")
+    return tokens, hidden, seed, body
+
+
+def take_out(module: nn.Module) -> None:
+    """Take the virtual tokens out of a network, with their hooks."""
+    for part in list(module.modules()):
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Virtual | Reminder)]:
+                del hooks[key]
+        if isinstance(part._modules.get(NAME), Virtual):
+            del part._modules[NAME]
 
 
 def find(module: nn.Module) -> list[Virtual]:

@@ -9,7 +9,7 @@ and the other place keeps what it had.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,6 +47,14 @@ class Wrapper(nn.Module):
     def learning(self) -> list[str]:
         """Names, below this one, of what learns."""
         return list(self.LEARNING)
+
+    def as_product(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a linear layer: inputs (rows, n) and a weight (outputs, n) whose product is its output for ``x``, but for the bias.
+
+        For code that multiplies in its own way, as the loss of a vocabulary does. Where dropout is on, n is larger than the width of
+        ``x``: what it acts on cannot be folded into a weight.
+        """
+        return x, self.weight
 
     def check_for_folding(self, name: str) -> None:
         """Raises ModelError where what stands in the wrapper must not go into a weight."""
@@ -102,15 +110,18 @@ def fold(module: nn.Module) -> None:
         replace(module, name, bases[part])
 
 
-def refuse_what_cannot_fold(found: list[tuple[str, Wrapper]]) -> None:
-    """Raises ModelError for wrappers that must not be folded. ``found``: as :func:`wrappers` gives them."""
+def refuse_what_cannot_fold(found: list[tuple[str, Wrapper]], weight_of: Callable[[Wrapper], Tensor] | None = None) -> None:
+    """Raises ModelError for wrappers that must not be folded. ``found``: as :func:`wrappers` gives them.
+
+    ``weight_of``: the weight that is to be put in place, where it is not the folded one.
+    """
     if not found:
         raise ModelError("adapter: got a model without one, expected one to fold. It may be merged already; load the model anew")
     for name, part in found:
         if not part.FOLDS:
             raise ModelError(f"adapter: {name!r} holds a {type(part).__name__!r}, which no weight can take up. Save the model as it is")
         part.check_for_folding(name)
-    if all(not _changes(part) for _, part in found):
+    if all(not _changes(part, weight_of) for _, part in found):
         raise ModelError("adapter: got one that was never trained (it changes no weight), expected a trained one. Train it first")
 
 
@@ -129,8 +140,10 @@ def folded(part: Wrapper, into: nn.Module, weight: Tensor | None = None) -> nn.M
     return into
 
 
-def _changes(part: Wrapper) -> bool:
+def _changes(part: Wrapper, weight_of: Callable[[Wrapper], Tensor] | None) -> bool:
     with torch.no_grad():
+        if weight_of is not None:
+            return not torch.equal(weight_of(part), part.base.weight)
         same_bias = part.bias is None or part.base.bias is None or torch.equal(part.bias, part.base.bias)
         return not (same_bias and torch.equal(part.weight, part.base.weight))
 

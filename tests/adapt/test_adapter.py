@@ -56,3 +56,8 @@ def test_torchs_own_layers_that_read_weights_are_refused(make_text_model):
     with pytest.raises(ModelError, match="lies in torch's own TransformerEncoderLayer, which reads the layer's weight"):
         adapt(model, "adapter", targets=["linear1"])
     assert not any(isinstance(part, Bottleneck) for part in model.module.modules())
+
+
+def test_not_around_the_output_layer():
+    with pytest.raises(ModelError, match="got 'lm_head', the output layer, whose weight the loss reads"):
+        adapt(tiny.model("llama", tie_word_embeddings=False), "adapter", targets=["lm_head"])

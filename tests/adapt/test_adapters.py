@@ -13,12 +13,14 @@ from frostline.adapt.adapters import (
     combine,
     merge,
     merge_into_base,
+    merge_into_few_bits,
     unmerge,
     use_adapters,
 )
 from frostline.adapt.apply import adapt
 from frostline.adapt.lora import inject
 from frostline.adapt.quantize import QuantizedLinear
+from frostline.adapt.rebuild import rebuild
 from frostline.errors import ModelError
 from tests.adapt import tiny
 
@@ -222,3 +224,75 @@ def test_merging_into_a_quantised_base_leaves_no_layer_in_few_bits(kind):
     merge_into_base(model)
     assert not any(isinstance(part, QuantizedLinear) for part in model.module.modules())
     torch.testing.assert_close(outputs(model), before, rtol=1e-4, atol=1e-4)
+
+
+def test_trained_or_not_is_judged_by_what_is_merged(two):
+    add_adapter(two, "fresh")
+    tuned = outputs(two)
+    with pytest.raises(ModelError, match="never trained"):
+        merge(two.module, {"fresh": 1.0})
+    assert torch.equal(outputs(two), tuned)
+    use_adapters(two, "fresh")  # what is on changes nothing, what is merged does
+    merge(two.module, {"second": 1.0})
+    torch.testing.assert_close(outputs(two), outputs_of_one(two, "second"), rtol=1e-5, atol=1e-5)
+    unmerge(two.module)
+    for weights in ({"third": 1.0}, {"default": float("nan")}):
+        with pytest.raises(ModelError, match=r"merge: got '.*' with the weight .*, expected a number for one of default, second, fresh"):
+            merge(two.module, weights)
+    assert not any("kept" in part.__dict__ for part in two.module.modules())
+    with pytest.raises(ModelError, match="got weights for a 'IA3'"):
+        merge(tiny.stir(adapt(tiny.model("llama"), "ia3")).module, {"default": 1.0})
+
+
+def outputs_of_one(model, name: str) -> torch.Tensor:
+    unmerge(model.module)
+    use_adapters(model, name)
+    alone = outputs(model)
+    use_adapters(model, "fresh")
+    merge(model.module, {name: 1.0})
+    return alone
+
+
+def test_doras_are_not_merged_together():
+    model = tiny.stir(adapt(tiny.model("llama"), "lora", dora=True))
+    add_adapter(model, "second")
+    with pytest.raises(ModelError, match=r"DoRA's updates do not add up\. Merge one of them"):
+        merge(model.module, {"default": 1.0, "second": 1.0})
+    merge(model.module, {"default": 1.0})
+
+
+@pytest.mark.parametrize("method", ["lora", "vera", "ia3"])
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_merged_and_back_in_few_bits(kind, method):
+    model = tiny.stir(adapt(tiny.model("bert"), method, base=kind), spread=0.5)
+    quantized = model.card.arguments["adapt"]["quantized"]
+    tuned, learned = tiny.outputs(model, "bert"), model.module.bert.encoder.layer[0].attention.self.key.weight.detach().clone()
+    before = model.module.bert.encoder.layer[0].attention.self.key.base.weight
+    shares = merge_into_few_bits(model)
+    assert model.card.arguments["adapt"] == {"base": kind, "quantized": quantized}
+    assert {name for name, part in model.module.named_modules() if isinstance(part, QuantizedLinear)} == set(quantized)
+    left = model.module.bert.encoder.layer[0].attention.self.key.weight - before
+    share = float(((learned - before) * left).sum() / (learned - before).square().sum())
+    assert shares["bert.encoder.layer.0.attention.self.key"] == pytest.approx(share, rel=1e-4) and 0.5 < shares["total"] < 1.5
+    error = (tiny.outputs(model, "bert") - tuned).abs().max() / tuned.abs().max()
+    assert error < (0.15 if kind == "int8" else 0.6)
+    again = rebuild(tiny.network("bert"), json.loads(json.dumps(model.card.arguments["adapt"])))
+    again.load_state_dict(model.module.state_dict(), strict=True)
+    assert torch.equal(tiny.outputs(again, "bert"), tiny.outputs(model, "bert"))
+    adapt(model, "lora", base=kind)  # and on from there
+
+
+def test_what_few_bits_would_erase_stays_as_it_is():
+    model = tiny.stir(adapt(tiny.model("bert"), "lora", base="int4"), spread=1e-3)
+    tuned, settings, names = tiny.outputs(model, "bert"), copy.deepcopy(model.card.arguments["adapt"]), list(model.module.state_dict())
+    with pytest.raises(ModelError, match=r"after 'int4' only -?\d+% of what was learned would be left, expected at least 50%"):
+        merge_into_few_bits(model)
+    assert torch.equal(tiny.outputs(model, "bert"), tuned)
+    assert model.card.arguments["adapt"] == settings and list(model.module.state_dict()) == names
+    assert merge_into_few_bits(model, limit=-10.0)["total"] < 0.5
+    with pytest.raises(ModelError, match="got a model without one"):
+        merge_into_few_bits(model)
+    with pytest.raises(ModelError, match=r"'bert' holds its base in 'full', expected int8, int4 or nf4. Use: merge_into_base\(model\)"):
+        merge_into_few_bits(tiny.stir(adapt(tiny.model("bert"), "lora")))
+    with pytest.raises(ModelError, match="never trained"):
+        merge_into_few_bits(adapt(tiny.model("bert"), "lora", base="int8"))

@@ -137,3 +137,32 @@ def test_the_kernel_does_not_serve_a_base_in_few_bits():
 def test_the_draw_is_pefts():
     layer = LoRALinear(nn.Linear(300, 20), 50, 1.0, generator=torch.Generator().manual_seed(1))
     assert layer.lora_A.abs().max() <= 1 / math.sqrt(300)
+
+
+@pytest.mark.parametrize("options", [{}, {"dora": True}, {"pissa": True}, {"rslora": True}], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_as_a_product_it_is_the_layer(options, dropout):
+    layer = LoRALinear(nn.Linear(6, 5), 3, 6.0, dropout, torch.Generator().manual_seed(0), Variant(**options))
+    nn.init.normal_(layer.lora_B)
+    if not options.get("dora"):
+        layer.add("second", LoRALinear(layer.base, 2, 2.0, dropout, torch.Generator().manual_seed(1)))
+        nn.init.normal_(layer.piece("second").lora_B)
+        layer.active = ("default", "second")
+    x = torch.randn(4, 6)
+    for mode in (True, False):
+        layer.train(mode)
+        torch.manual_seed(3)
+        expected = layer(x)
+        torch.manual_seed(3)
+        inputs, weight = layer.as_product(x)
+        torch.testing.assert_close(functional.linear(inputs, weight, layer.bias), expected)
+        assert (inputs.shape[1] > 6) == (mode and dropout > 0)
+        first, second = (torch.autograd.grad(made.square().sum(), layer.lora_B)[0] for made in (expected, _again(layer, x)))
+        torch.testing.assert_close(first, second)
+    layer.off = True
+    assert torch.equal(functional.linear(*layer.as_product(x), layer.bias), layer.base(x))
+
+
+def _again(layer, x):
+    torch.manual_seed(3)
+    return functional.linear(*layer.as_product(x), layer.bias)

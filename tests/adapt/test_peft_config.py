@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frostline.adapt.apply import adapt
-from frostline.adapt.peft_config import inject, is_config
+from frostline.adapt.peft_config import _READS_OTHER_MODELS, inject, is_config
 from frostline.errors import ModelError
 from tests.adapt import tiny
 
@@ -65,3 +65,41 @@ def test_configurations_of_files(values, message):
     config = {"peft_type": "LORA", "target_modules": ["q_proj"], **values}
     with pytest.raises(ModelError, match=message):
         inject(tiny.network("llama"), {"method": "peft", "config": config, "learning": []})
+
+
+class Own(peft.LoHaConfig):
+    """A configuration that no file can name."""
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (peft.XLoraConfig(adapters={"a": "/x"}, hidden_size=16), "got the peft_type 'XLORA', which reads further models"),
+        (peft.LoraConfig(target_modules=["q_proj"], layer_replication=[(0, 2)]), "got layer_replication .*, expected none"),
+        (peft.LoraConfig(target_modules=["q_proj"], megatron_config={"a": 1}), "got megatron_config .*, expected none"),
+        (peft.LoHaConfig(target_modules=["q_proj"], rank_pattern={"q_proj": torch.ones(2)}), "got rank_pattern tensor.* cannot be saved"),
+        (Own(target_modules=["q_proj"]), "got a Own, which is read back as a LoHaConfig"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_read_back_is_refused_when_it_is_handed_over(config, message):
+    model = tiny.model("llama")
+    with pytest.raises(ModelError, match=message):
+        adapt(model, config)
+    assert "adapt" not in model.card.arguments and list(model.module.state_dict()) == list(tiny.network("llama").state_dict())
+
+
+def test_every_method_of_the_package_is_known_to_be_read_back_or_not():
+    """One that reads further models has a setting for them; there are two."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    for name in _READS_OTHER_MODELS:
+        assert name in PEFT_TYPE_TO_CONFIG_MAPPING
+        with pytest.raises(ModelError, match="which reads further models"):
+            inject(tiny.network("llama"), {"method": "peft", "config": {"peft_type": name}, "learning": []})
+
+
+def test_on_the_output_layer_the_network_makes_its_logits_itself():
+    model = adapt(tiny.model("llama", tie_word_embeddings=False), peft.LoraConfig(target_modules=["lm_head"]))
+    assert (model.body, model.output) == ("", "")
+    assert adapt(tiny.model("llama"), peft.LoraConfig(target_modules=["q_proj"])).output == "lm_head"

@@ -75,7 +75,7 @@ def test_a_second_adapter_is_saved_and_loaded_under_its_name(tmp_path):
     add_adapter(ours, "乙", rank=2)
     use_adapters(ours, "乙")
     second = tiny.outputs(tiny.stir(ours, seed=2), "llama")
-    save_adapter(ours, tmp_path / "a")
+    save_adapter(ours, tmp_path / "a", "default")
     save_adapter(ours, tmp_path / "b", "乙")
     again = tiny.model("llama")
     load_adapter(again, tmp_path / "a")
@@ -195,3 +195,57 @@ def test_modules_to_save_travel(tmp_path):
     again = tiny.model("llama", tie_word_embeddings=False)
     load_adapter(again, tmp_path / "a")
     assert torch.equal(tiny.outputs(again, "llama"), expected) and again.module.lm_head.weight.requires_grad
+
+
+def test_without_a_name_the_one_that_is_on_is_saved(tmp_path):
+    model = tiny.stir(adapt(tiny.model("llama"), "lora", dropout=0.25))
+    add_adapter(model, "乙", rank=2)
+    use_adapters(model, "乙")
+    expected = tiny.outputs(tiny.stir(model, seed=2), "llama")
+    save_adapter(model, tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["r"] == 2
+    again = tiny.model("llama")
+    load_adapter(again, tmp_path / "a")
+    assert torch.equal(tiny.outputs(again, "llama"), expected)
+    use_adapters(model, "default", "乙")
+    with pytest.raises(ModelError, match=r"got the adapters \['default', '乙'\] switched on, expected one of default, 乙"):
+        save_adapter(model, tmp_path / "b")
+    with pytest.raises(ModelError, match="got 'c', expected one of default, 乙"):
+        save_adapter(model, tmp_path / "b", "c")
+    with pytest.raises(ModelError, match="got 'c', expected one of default"):
+        save_adapter(tiny.stir(adapt(tiny.model("llama"), "ia3")), tmp_path / "b", "c")
+
+
+@pytest.mark.parametrize(("kind", "method"), [("llama", "vera"), ("bart", "prompt"), ("llama", "prefix"), ("bert", "ia3")])
+def test_a_load_that_fails_leaves_no_trace(kind, method, tmp_path):
+    save_adapter(tiny.stir(adapt(tiny.model(kind), method)), tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    model, before = tiny.model(kind), tiny.outputs(tiny.model(kind), kind)
+    save_file({**tensors, "base_model.model.more": torch.ones(1)}, path)
+    with pytest.raises(ModelError, match=r"'base_model.model.more' is \(1,\) in the file and 'nothing' in the model"):
+        load_adapter(model, tmp_path / "a")
+    assert list(model.module.state_dict()) == list(tiny.network(kind).state_dict())
+    assert torch.equal(tiny.outputs(model, kind), before) and "adapt" not in model.card.arguments
+    save_file(tensors, path)
+    load_adapter(model, tmp_path / "a")
+    assert not torch.equal(tiny.outputs(model, kind), before)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "vera"])
+def test_a_target_without_its_tensors_is_told(method, tmp_path):
+    """A folder of PEFT has no manifest, and names its targets by their ends."""
+    options = {"feedforward": ["down_proj"]} if method == "ia3" else {}
+    save_adapter(tiny.stir(adapt(tiny.model("llama"), method, targets=["v_proj", "down_proj"], **options)), tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    config, path = json.loads((tmp_path / "a" / "adapter_config.json").read_text()), tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({key: tensor for key, tensor in tensors.items() if "layers.1.mlp" not in key}, path)
+    for targets in (config["target_modules"], ["v_proj", "down_proj"]):
+        (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+        with pytest.raises(ModelError, match=r"got no tensors for 'model\.layers\.1\.mlp\.down_proj', which adapter_config\.json lists"):
+            load_adapter(tiny.model("llama"), tmp_path / "a")
+    narrowed = {**config, "target_modules": ["v_proj", "down_proj", "not_here"], "exclude_modules": ["model.layers.1.mlp.down_proj"]}
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(narrowed))
+    load_adapter(tiny.model("llama"), tmp_path / "a")

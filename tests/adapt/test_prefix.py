@@ -48,7 +48,7 @@ def test_in_an_encoder_decoder_they_stand_in_the_decoder_alone():
 def test_refusals(make_text_model):
     with pytest.raises(ModelError, match="'TextNet' does not"):
         adapt(make_text_model(), "prefix")
-    with pytest.raises(ModelError, match="expected the settings of 'prefix'"):
+    with pytest.raises(ModelError, match="expected the settings of virtual tokens"):
         inject(tiny.network("llama"), {"tokens": 3, "hidden": 10**9, "seed": 0, "body": "model"})
 
 

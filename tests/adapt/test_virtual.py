@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from frostline.adapt.adapters import adapters_off
 from frostline.adapt.apply import adapt
-from frostline.adapt.virtual import body_of, find, learning_names, place_of, seen_tokens
+from frostline.adapt.virtual import body_of, find, learning_names, place_of, read_settings, seen_tokens, take_out
 from frostline.errors import ModelError
 from tests.adapt import tiny
 
@@ -48,3 +50,53 @@ def test_caches():
 def test_no_such_body():
     with pytest.raises(ModelError, match="the network has no body 'x'"):
         place_of(tiny.network("llama"), "x")
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_robertas_room_begins_behind_its_padding_index(method):
+    import transformers as hf
+
+    config = hf.RobertaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=40,
+        pad_token_id=1, num_labels=3,
+    )  # fmt: skip
+    for tokens, fits in ((18, True), (19, False)):  # 40 rows, of which 0 and 1 are no positions: 38, and texts of 20
+        model = tiny.model("bert")
+        model.module, model.head = hf.RobertaForSequenceClassification(config).eval(), ["classifier"]
+        if not fits:
+            with pytest.raises(
+                ModelError, match=r"got 19, and texts have up to 20 tokens, but 'bert' has 38 positions.*data.max_length=19"
+            ):
+                adapt(model, method, tokens=tokens)
+            continue
+        adapt(model, method, tokens=tokens)
+        rows = torch.randint(4, 50, (2, 20))
+        assert model.module(input_ids=rows, attention_mask=torch.ones_like(rows)).logits.isfinite().all()
+
+
+def test_taken_out_nothing_is_left():
+    for kind, method in (("bart", "prompt"), ("llama", "prefix"), ("bert", "p-tuning")):
+        model = tiny.stir(adapt(tiny.model(kind), method, tokens=3))
+        model.module.load_state_dict(tiny.network(kind).state_dict(), strict=False)
+        assert not torch.equal(tiny.outputs(model, kind), tiny.outputs(tiny.model(kind), kind))
+        take_out(model.module)
+        assert torch.equal(tiny.outputs(model, kind), tiny.outputs(tiny.model(kind), kind)) and not find(model.module)
+        assert list(model.module.state_dict()) == list(tiny.network(kind).state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"tokens": 0}, {"tokens": True}, {"hidden": -1}, {"hidden": 1e9}, {"seed": None}, {"body": 3}, {"tokens": 10**9}]
+)
+def test_settings_of_files_are_checked(changes):
+    good = {"method": "prefix", "tokens": 3, "hidden": 0, "seed": 1, "body": "model"}
+    assert read_settings(good) == (3, 0, 1, "model")
+    with pytest.raises(ModelError, match="adapt"):
+        read_settings({**good, **changes})
+
+
+def test_positions_taken():
+    model = adapt(tiny.model("gpt2"), "prompt", tokens=3)
+    (tokens,) = find(model.module)
+    assert tokens.positions_taken == 3
+    with adapters_off(model.module):
+        assert tokens.positions_taken == 0
