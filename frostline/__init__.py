@@ -115,7 +115,8 @@ def evaluate(run: Any, split: str | None = None, *, model: Model | None = None, 
 def predict(run: Any, inputs: Any, **options: Any) -> list[dict[str, Any]]:
     """Labels and probabilities (of a language model, texts) for a file, a folder, a text, an array, or a list of them.
 
-    ``run``: a run, its folder, or a Model.
+    ``run``: a run, its folder, or a Model. Options: ``column="question"`` of a table, ``encoding``, ``batch=32``, and for models that
+    write ``max_new_tokens=256``.
     """
     from frostline.api import predict as predict_with
 

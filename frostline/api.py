@@ -125,7 +125,7 @@ def evaluate(
     if split not in data.splits:
         raise RunError(f"split={split!r}: the run {str(run.folder)!r} has {', '.join(data.splits)}. Choose one of them with --split")
     recipe = run.recipe
-    source = split_source(data.splits[split], data.schema, model.card.preprocess, recipe=recipe.data)
+    source = split_source(data.splits[split], data.schema, model.card.preprocess, recipe=recipe.data, name=split)
     compared = needed(recipe.train, data.schema) and not recipe.adapt.modules_to_save
     scores = score_split(model, data.schema, source, recipe.train.batch, quiet, reference=compared)
     labels = source.labels.numpy()

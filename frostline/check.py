@@ -1,7 +1,7 @@
 """The run doctor before a run (law 10): everything that is wrong or doubtful, found and reported together.
 
-``frostline check`` prepares the data, looks at the recipe, and shows three rows as the model will see them before any weights
-are read; then it loads the model and tries how it will learn. It trains nothing and writes nothing.
+``frostline check`` prepares the data, looks at the recipe, encodes every row of every split (of texts) and shows three rows as the model
+will see them, before any weights are read; then it loads the model and tries how it will learn. It trains nothing and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from frostline.adapt.groups import parameter_groups
 from frostline.adapt.rebuild import rebuild
 from frostline.conflicts import conflicts, conflicts_of_recipe
 from frostline.data.dataset import Dataset
-from frostline.data.encode import split_source
+from frostline.data.encode import SplitSource, split_source
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.data.seen import rows_as_seen
 from frostline.errors import FrostlineError
@@ -104,8 +104,7 @@ def check(recipe: Recipe, *, sources: Collection[str] = (), progress: bool = Tru
     findings.errors += conflicts(recipe, data.schema, data)
     try:
         preprocess = preprocess_of(recipe, data)
-        findings.rows = rows_as_seen(preprocess, data, recipe.data)
-        findings.warnings += _label_warnings(preprocess, data, recipe.data)
+        findings.rows = _rows(findings, preprocess, data, recipe.data)
         findings.errors += _learning_errors(load_model(recipe, data, rebuild=rebuild, preprocess=preprocess), recipe)
     except FrostlineError as error:
         findings.errors.append(str(error))
@@ -128,11 +127,28 @@ def _learning_errors(model: Model, recipe: Recipe) -> list[str]:
     return errors
 
 
-def _label_warnings(preprocess: ImagePreprocess | TextPreprocess, data: Dataset, recipe: DataRecipe) -> list[str]:
-    """What the training split's tokens say: cuts, and labels that a user must know of."""
+def _rows(findings: Findings, preprocess: ImagePreprocess | TextPreprocess, data: Dataset, recipe: DataRecipe) -> list[dict[str, Any]]:
+    """A few rows as they are seen, after all rows of all splits were encoded; what their tokens say (cuts, rows without a label, a split
+    of which no row can be used) goes into the findings. Images are decoded one by one in the run, so only those shown are here.
+    """
     if not isinstance(preprocess, TextPreprocess):
+        return rows_as_seen(preprocess, data, recipe)
+    encoded: dict[str, SplitSource] = {}
+    for name, table in data.splits.items():
+        try:
+            encoded[name] = split_source(table, data.schema, preprocess, recipe=recipe, name=name)
+        except FrostlineError as error:
+            findings.errors += [] if str(error) in findings.errors else [str(error)]
+    source = encoded.get("train")
+    if source is not None:
+        findings.warnings += _label_warnings(source, preprocess)
+    if source is None and data.schema.task != "chat":  # conversations are shown turn by turn even where none of them is learned
         return []
-    source = split_source(data.splits["train"], data.schema, preprocess, recipe=recipe)
+    return rows_as_seen(preprocess, data, recipe, source=source)
+
+
+def _label_warnings(source: SplitSource, preprocess: TextPreprocess) -> list[str]:
+    """What the training split's tokens say: cuts, and labels that a user must know of."""
     if not source.truncated or source.warnings:  # a task's own warnings tell of cuts themselves
         return source.warnings
     return [

@@ -21,7 +21,9 @@ from frostline.errors import FrostlineError
 from frostline.models.save import save_model
 from frostline.recipe import DataRecipe, Recipe
 from frostline.train import loop
+from tests import small
 from tests.models import tiny
+from tests.models.language import folder_of
 from tests.small import IMAGE_OPTIONS, TEXT_OPTIONS, review_rows
 
 Command = Callable[..., Any]
@@ -212,3 +214,28 @@ def test_rows_hold_to_the_limit_of_pixels(digit_folder: Path) -> None:
 def test_findings_as_text() -> None:
     text = str(Findings(errors=["a"], warnings=["b", "c"], rows=[{"label": "猫", "length": 3}]))
     assert text.splitlines() == ["error: a", "warning: b", "warning: c", "row: label 猫; length 3", "1 error, 2 warnings"]
+
+
+def test_every_row_of_every_split_is_looked_at(nothing_else: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The counts are of all training rows, not of those shown; a split of which no row can be learned is named."""
+    folder = tmp_path_factory.mktemp("对话")
+    long = [{"role": "user", "content": "说 " * 300}, {"role": "assistant", "content": "好"}]
+    talks = {"train": small.talks(40), "test": [{"messages": [*long[:1], {**long[1], "content": f"好{n}"}]} for n in range(3)]}
+    talks["train"][7]["messages"][1]["content"] = "好的 " * 200
+    for name, rows in talks.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    small_gpt = {"model.name": "gpt", "model.width": 16, "model.depth": 1, "model.tokenizer": "char"}
+    findings = check(Recipe().with_values({"data.path": folder, "data.val": 0, "data.max_length": 160, **small_gpt}))
+    assert any("conversations were cut to 160 tokens (data.max_length)" in text for text in findings.warnings)
+    assert len(findings.rows) == 3
+    (error,) = findings.errors
+    assert error.startswith("the test split: none of the 3 conversations has a token to train")
+
+
+def test_a_chat_template_that_is_chosen_is_told(nothing_else: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("模型")
+    (folder / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in small.talks(20)), encoding="utf-8")
+    model = folder_of("llama", folder / "llama", chat=False, max_position_embeddings=200)
+    findings = check(Recipe().with_values({"data.path": folder / "talks.jsonl", "model.name": model, "data.max_length": 160}))
+    assert findings.errors == []
+    assert any("the chat template was missing" in text for text in findings.warnings)

@@ -48,3 +48,18 @@ def test_predict_holds_to_the_runs_limit_of_pixels(command: Command, image_run: 
     (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     (found,) = json.loads(command("predict", tmp_path / "run", next(digit_folder.rglob("*.png")), "--json").out)["predictions"]
     assert "pixels" in found["error"]
+
+
+def test_predict_writes_no_more_than_it_is_told(command: Command, text_run: Path, tmp_path: Path) -> None:
+    done = command("predict", text_run, "--text", "好", "--max-new-tokens", "8")
+    assert (done.code, done.out) == (2, "")
+    assert "--max-new-tokens" in done.err and "'text-classification'" in done.err
+    rows = [{"source": f"snow {n}", "target": f"雪 {n}"} for n in range(12)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = ("--model", "seq2seq", "--task", "translation", "model.width=16", "model.depth=1", "model.tokenizer=char", "train.epochs=1")
+    run = tmp_path / "run"
+    assert command("train", tmp_path / "pairs.jsonl", *options, "--out", run, "--quiet").code == 0
+    (found,) = json.loads(command("predict", run, "--text", "snow", "--max-new-tokens", "1", "--json").out)["predictions"]
+    assert len(found["text"]) <= 1
+    found = json.loads(command("predict", run, tmp_path / "pairs.jsonl", "--max-new-tokens", "1", "--json").out)["predictions"]
+    assert [row["input"] for row in found] == [row["source"] for row in rows]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from frostline import commands
 from frostline.errors import RecipeError
+from frostline.models.build import BY_TASK
+from frostline.recipe import TaskName
 
 NAMES = ("init", "check", "prepare", "plan", "train", "evaluate", "predict", "show", "info", "find-lr")
 
@@ -91,3 +95,20 @@ def test_the_help_names_every_command() -> None:
     text = commands.show_help()
     assert all(f"    {name}  " in text for name in NAMES)
     assert "examples:\n  frostline train photos/" in text
+
+
+@pytest.mark.parametrize("name", ["init", "check", "plan", "train", "find-lr", "prepare", "show"])
+def test_the_help_is_of_all_tasks(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        commands.parse([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    assert all(task in text for task in get_args(TaskName))
+    if name != "prepare":
+        models = {model for own in BY_TASK.values() for model in own if not model.startswith("vgg")}
+        assert all(model in text for model in models | {"vgg11 to vgg19", "GGUF"})
+
+
+def test_how_much_is_written() -> None:
+    options = commands.parse(["predict", "run", "a.txt", "--max-new-tokens", "64"])
+    assert options is not None
+    assert options.max_new_tokens == 64

@@ -63,7 +63,8 @@ def chat_rows(table: pa.Table, tokenizer: Any, *, max_length: int, train_on: Tra
     """
     warnings = with_template(tokenizer)
     conversations = list(read_conversations(table))
-    origins = table["origin"].to_pylist() if "origin" in table.column_names else [f"row {row}" for row in range(table.num_rows)]
+    numbered = [f"row {row} of the split" for row in range(1, table.num_rows + 1)]
+    origins = table["origin"].to_pylist() if "origin" in table.column_names else numbered
     made = _Made()
     for row, rendered in enumerate(_rendered(conversations, tokenizer, train_on)):
         if isinstance(rendered, str):

@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frostline.data.preferences import grouped
 from frostline.data.raw import Raw, SetAside
 from frostline.data.tables import spell_column
+from frostline.data.text_pairs import scaled
 from frostline.errors import DataError
 from frostline.recipe import DataRecipe
 
@@ -29,13 +31,22 @@ _MISSING = ("", "nan", "null")
 def clean(raw: Raw, recipe: DataRecipe) -> tuple[Raw, tuple[str, ...]]:
     """All steps in order: ``(rows with labels as indices or numbers, class names in the order of their indices)``."""
     if raw.task not in CLASSIFICATION:  # its reader has set aside what is no row of it
-        return index_tags(raw) if raw.task == "token-classification" else (raw, ())
+        return _of_language(raw)
     raw = drop_empty_texts(raw)
     if recipe.target == "number":
         return number_labels(drop_missing_labels(raw)), ()
     raw = split_labels(raw, recipe.label_separator) if recipe.target == "multi-label" else single_labels(raw)
     raw = unify_labels(drop_missing_labels(raw), recipe.merge_labels)
     return index_labels(raw)
+
+
+def _of_language(raw: Raw) -> tuple[Raw, tuple[str, ...]]:
+    """What can only be told of all files together: the tags, the scale of scores, which rows have the same prompt."""
+    if raw.task == "token-classification":
+        return index_tags(raw)
+    if raw.task in ("preference", "reward"):
+        return grouped(raw), ()
+    return scaled(raw) if raw.task == "embedding" else raw, ()
 
 
 def single_labels(raw: Raw) -> Raw:

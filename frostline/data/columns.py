@@ -22,6 +22,8 @@ NAMES = {
     "target": ["target", "tgt", "summary", "highlights", "abstract", "translation", "译文", "目标", "摘要", "总结"],
     "first": ["first", "sentence1", "query", "anchor", "question", "premise", "text1", "问题", "查询", "句子1"],
     "second": ["second", "sentence2", "positive", "answer", "hypothesis", "text2", "答案", "回答", "正例", "句子2"],
+    "prompt": ["prompt", "question", "query", "instruction", "input", "text", "content", "问题", "提问", "指令", "文本", "内容"],
+    "answer": ["messages", "conversations", "completion", "chosen", "rejected", "response", "answer", "output", "text", "回答", "答案"],
     "negative": ["negative", "hard_negative", "负例"],
     "score": ["score", "similarity", "similarity_score", "label", "分数", "相似度", "标签"],
 }
@@ -36,10 +38,14 @@ _FLAGS = {
     "target": "data.label_column",
     "first": "data.input_column",
     "second": "data.label_column",
+    "prompt": "data.input_column",
+    "answer": "data.input_column",
 }
 _WHAT = {"image": "image path", "first": "first text", "second": "second text"}
 
-Role = Literal["text", "label", "image", "document", "tokens", "tags", "source", "target", "first", "second", "negative", "score"]
+Role = Literal[
+    "text", "label", "image", "document", "tokens", "tags", "source", "target", "first", "second", "prompt", "answer", "negative", "score",
+]  # fmt: skip
 
 
 def find_column(names: Sequence[str], role: Role) -> str | None:

@@ -22,6 +22,7 @@ from frostline.data.columns import choose_column
 from frostline.data.encodings import read_text
 from frostline.data.places import place_fault
 from frostline.data.raw import Raw, SetAside
+from frostline.data.split import refuse_lost
 from frostline.data.tables import TABLE_SUFFIXES, Table, spell_column
 from frostline.data.text_sources import SPLIT_FOLDERS, group_column, text_id
 from frostline.errors import DataError
@@ -125,6 +126,8 @@ def _from_files(files: list[Path], folder: Path, aside: list[SetAside], recipe: 
     if not texts:
         raise DataError(f"{str(folder)!r} holds no document that can be read ({aside[0].reason}). Save the files as UTF-8 text")
     raw = _raw(texts, origins, {"split": given if splits else None})
+    if splits:
+        refuse_lost([*map(str, splits)], [*splits.values()], raw.table["split"].to_pylist(), [*aside, *raw.set_aside])
     raw.set_aside = [*aside, *raw.set_aside]
     raw.notes = [*_notes(files, divided, splits), *_encoding_notes(encodings, recipe)]
     return raw

@@ -14,6 +14,7 @@ from torch import Tensor
 from frostline.data.dataset import Schema, labels_tensor
 from frostline.data.loader import Encode, Encoded
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+from frostline.errors import DataError
 from frostline.recipe import AugmentRecipe, DataRecipe
 
 
@@ -53,8 +54,12 @@ def split_source(
     recipe: DataRecipe | None = None,
     augment: AugmentRecipe | None = None,
     seed: int = 0,
+    name: str | None = None,
 ) -> SplitSource:
-    """The source of one split; ``augment`` for the training split only. ``recipe``: what else was set for data."""
+    """The source of one split; ``augment`` for the training split only. ``recipe``: what else was set for data.
+
+    ``name``: the split's, for the DataError that is raised where none of its rows can be used.
+    """
     recipe = recipe or DataRecipe()
     if isinstance(preprocess, ImagePreprocess):
         from frostline.data.image_encoder import image_encoder
@@ -66,7 +71,10 @@ def split_source(
 
         encode, lengths, truncated = text_encoder(table, schema, preprocess)
         return SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
-    made = _rows_encoder(schema.task)(table, preprocess, recipe)
+    try:
+        made = _rows_encoder(schema.task)(table, preprocess, recipe)
+    except DataError as error:
+        raise DataError(f"the {name} split: {error}" if name else str(error)) from error
     if schema.task == "causal-lm":  # a document gives many blocks, and its text would be copied for each of them
         table = table.drop_columns(["text"])
     return SplitSource(

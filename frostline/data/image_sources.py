@@ -29,6 +29,7 @@ from frostline.data.columns import choose_column
 from frostline.data.idx import idx_pairs, read_idx
 from frostline.data.images import decode_with_size, pillow_to_rgb, read_image_file
 from frostline.data.raw import Raw, SetAside
+from frostline.data.split import refuse_lost
 from frostline.data.tables import spell_column
 from frostline.data.text_sources import SPLIT_FOLDERS, group_column
 from frostline.errors import DataError
@@ -77,7 +78,10 @@ def from_folder(folder: str | Path, recipe: DataRecipe, *, progress: bool = True
     paths = [str(path) for path in good]
     table = _path_table(paths, paths, pa.array([parts[path][level] for path in good], pa.string()), found)
     if splits:
-        table = table.append_column("split", pa.array([SPLIT_FOLDERS[parts[path][0].casefold()] for path in good], pa.string()))
+        named = {path: SPLIT_FOLDERS[parts[path][0].casefold()] for path in inside}
+        given = [named[path] for path in good]
+        refuse_lost([*map(str, inside)], [*named.values()], given, aside)
+        table = table.append_column("split", pa.array(given, pa.string()))
     notes = ["layout: a folder per class" + (", below a folder per split" if splits else "")]
     return Raw(task=_TASK, table=table, set_aside=aside, notes=notes + _count_reasons(aside))
 

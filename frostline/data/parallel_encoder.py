@@ -41,6 +41,7 @@ _PROMPT_SHARE = 0.75
 
 def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> Encoded:
     """The batches of a split."""
+    recipe = _with_own_prompt(recipe, preprocess)
     if "decoder_input_ids" in preprocess.inputs:
         return _both_sides(table, preprocess, recipe)
     return _conversations(table, preprocess, recipe)
@@ -48,7 +49,7 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
 
 def source_ids(text: str, preprocess: TextPreprocess, recipe: DataRecipe) -> list[int]:
     """What the model is given to write a target for, as in training: an encoder's tokens, or a decoder's prompt."""
-    tokenizer = preprocess.tokenizer
+    tokenizer, recipe = preprocess.tokenizer, _with_own_prompt(recipe, preprocess)
     if "decoder_input_ids" in preprocess.inputs:
         return _sides([request(text, recipe)], tokenizer, preprocess.max_length, target=False)[0][0]
     with_template(tokenizer)
@@ -60,6 +61,11 @@ def source_ids(text: str, preprocess: TextPreprocess, recipe: DataRecipe) -> lis
             break
         text = shorter
     return ids
+
+
+def _with_own_prompt(recipe: DataRecipe, preprocess: TextPreprocess) -> DataRecipe:
+    """Where the recipe asks for no prompt, the one that the model was trained with."""
+    return recipe if recipe.prompt is not None else replace(recipe, prompt=preprocess.prompt)
 
 
 def request(source: str, recipe: DataRecipe) -> str:
@@ -115,6 +121,8 @@ def _sides(texts: list[str], tokenizer: Any, longest: int, *, target: bool) -> t
         made = tokenizer(**{"text_target" if target else "text": some}, truncation=True, max_length=longest, padding=False)
         for row, (own, encoding) in enumerate(zip(made["input_ids"], made.encodings, strict=True), start):
             if target and end is not None and own[-1:] != [end]:
+                if len(own) >= longest:  # its last token gives way to the end token
+                    cut.add(row)
                 own = [*own[: longest - 1], end]
             ids.append(own or [tokenizer.pad_token_id or 0])
             if encoding.overflowing:

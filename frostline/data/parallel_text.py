@@ -2,7 +2,7 @@
 
 Tables         a column of sources and one of targets; or a column ``translation`` of ``{"en": …, "zh": …}``
 Two files      ``train.en`` and ``train.zh``, line by line: in a folder all such pairs, or the pair of the file that is named
-TMX, PO, MO    translation_files.py
+TMX, PO, MO    translation_files.py; in a folder beside pairs of files, which go in the direction of its TMX files
 
 Where two columns (or files) are named after languages, the first is the source; data.input_column and data.label_column decide
 otherwise. Rows with the same source stay in one split, lest a text that is tested on was learned with another target.
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from frostline.data.columns import choose_column, find_column
+from frostline.data.columns import NAMES, choose_column, find_column
 from frostline.data.encodings import read_text
 from frostline.data.places import place_fault
 from frostline.data.raw import Raw, SetAside
+from frostline.data.split import refuse_lost
 from frostline.data.tables import TABLE_SUFFIXES, Table, spell_column
 from frostline.data.text_sources import SPLIT_FOLDERS, group_column, text_id
 from frostline.data.translation_files import SUFFIXES, Pairs, read_pairs
@@ -29,13 +30,14 @@ from frostline.errors import DataError
 from frostline.recipe import DataRecipe
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
+_SIDE = re.compile(r"[a-z]{2}([-_][A-Za-z]{2,4})?")
 _NO_LANGUAGES = {"id", "url", "idx", "no", "num", "key", "tag", "row", "md", "py", "txt", "log"}
 
 
 def from_table(table: Table, recipe: DataRecipe) -> Raw:
     """Rows of a table; columns as the recipe names them, or guessed and noted."""
     where = table.origins[0].rpartition(":")[0] or "table"
-    columns, notes = _with_translations(table.table)
+    columns, notes = with_translations(table.table)
     source, target, more = _choose(columns.column_names, recipe, where)
     texts = [_texts(columns, name) for name in (source, target)]
     groups = None if recipe.group_column is None else group_column(table.table, recipe.group_column, where).to_pylist()
@@ -65,7 +67,7 @@ def from_path(path: Path, recipe: DataRecipe) -> Raw | None:
 # -- Columns ----------------------------------------------------------------------------------------------------------
 
 
-def _with_translations(table: pa.Table) -> tuple[pa.Table, list[str]]:
+def with_translations(table: pa.Table) -> tuple[pa.Table, list[str]]:
     """The table with a column for each language, where a column ``translation`` holds them together."""
     if "translation" not in table.column_names:
         return table, []
@@ -103,6 +105,16 @@ def _choose(names: Sequence[str], recipe: DataRecipe, where: str) -> tuple[str, 
     return source, target, [*notes, *more]
 
 
+def source_column(names: Sequence[str], given: str | None, where: str) -> tuple[str, list[str]]:
+    """``(the column of texts that a model is to translate, notes)``, by the rules of training, with or without a column of targets."""
+    languages = [name for name in names if _LANGUAGE.fullmatch(name) and name.casefold() not in _NO_LANGUAGES]
+    source, target = (find_column(names, role) for role in ("source", "target"))
+    if given is None and languages and (source is None or (target is None and len(languages) == 2)):
+        others = f"; {', '.join(map(repr, languages[1:]))} would fit too" if languages[1:] else ""
+        return languages[0], [f"source column: {languages[0]!r} (guessed; set data.input_column{others})"]
+    return choose_column(names, "source", given, where)
+
+
 def _texts(table: pa.Table, name: str) -> list[str]:
     values = spell_column(table[name].to_pylist()).to_pylist()
     return ["\n".join(value) if isinstance(value, list) else value or "" for value in values]
@@ -129,8 +141,10 @@ def _from_two(source: Path, target: Path, recipe: DataRecipe) -> Pairs:
             f"line by line they belong together. Look where they part with: paste {source} {target}"
         )
     origins = [f"{source.name}:{number}" for number in range(1, len(lines[0]) + 1)]
+    ends = (source.suffix[1:], target.suffix[1:])
+    languages = ends if all(map(_SIDE.fullmatch, ends)) else None
     note = f"{source.name} to {target.name}, line by line"
-    return Pairs(sources=lines[0], targets=lines[1], origins=origins, notes=[note])
+    return Pairs(sources=lines[0], targets=lines[1], origins=origins, notes=[note], languages=languages)
 
 
 def _from_folder(folder: Path, recipe: DataRecipe) -> Raw | None:
@@ -138,19 +152,96 @@ def _from_folder(folder: Path, recipe: DataRecipe) -> Raw | None:
     aside = [SetAside(origin=str(path), reason=fault) for path in found if (fault := place_fault(path, folder))]
     files = [path for path in found if not place_fault(path, folder)]
     catalogues = [path for path in files if path.suffix.lower() in SUFFIXES]
-    catalogues = [path for path in catalogues if path.suffix.lower() != ".mo" or path.with_suffix(".po") not in catalogues]
-    counts = Counter(path.stem for path in files if path.suffix and path.suffix.lower() not in (*TABLE_SUFFIXES, *SUFFIXES))
-    stems = [] if catalogues else [stem for stem, count in counts.items() if count == 2]
-    if not catalogues and not stems:
+    doubled = [path for path in catalogues if path.suffix.lower() == ".mo" and path.with_suffix(".po") in catalogues]
+    parts: dict[str, Pairs] = {path.name: read_pairs(path, recipe) for path in catalogues if path not in doubled}
+    direction = next((pairs.languages for pairs in parts.values() if pairs.languages), None)
+    by_stem: dict[str, dict[str, Path]] = defaultdict(dict)
+    for path in files:
+        if path.suffix and path.suffix.lower() not in (*TABLE_SUFFIXES, *SUFFIXES):
+            by_stem[path.stem][path.suffix[1:]] = path
+    known = bool(catalogues) or any(len(ends) == 2 and all(map(is_side, ends)) for ends in by_stem.values())
+    left: list[SetAside] = []
+    for stem, ends in by_stem.items():
+        two = _two_of(list(ends), known, recipe)
+        left += [SetAside(origin=str(ends[end]), reason=why) for end, why in _left_out(list(ends), two).items()]
+        if two:
+            source, target = _directed(two, direction, recipe, str(folder / stem))
+            parts[stem] = _from_two(ends[source], ends[target], recipe)
+    tables = [path.name for path in files if path.suffix.lower() in TABLE_SUFFIXES]
+    if left and not parts and not tables:
+        raise DataError(
+            f"{str(folder)!r} holds no two files that can be read together; {Path(left[0].origin).name!r}: {left[0].reason}. "
+            "Put both sides there under one name, as in train.en and train.zh"
+        )
+    if not parts:
         return None
-    parts: dict[str, Pairs] = {path.name: read_pairs(path, recipe) for path in catalogues}
-    for stem in stems:
-        two = {path.suffix[1:]: path for path in files if path.stem == stem}
-        source, target, _ = _choose(list(two), recipe, str(folder / stem))
-        parts[stem] = _from_two(two[source], two[target], recipe)
+    notes = [f"{path.name} was not read: {path.stem}.po holds its messages" for path in doubled]
+    if tables:
+        notes.append(f"warning: {len(tables)} tables beside the parallel texts were not read, e.g. {tables[0]!r}; give one with data.path")
+    return _joined(parts, [*aside, *left], [*notes, *_directions(parts)], recipe)
+
+
+def _two_of(ends: list[str], beside_others: bool, recipe: DataRecipe) -> list[str]:
+    """The endings of the two sides of a text among those that its files have; none where there are no two."""
+    sides = [end for end in ends if is_side(end)]
+    named = [end for end in (recipe.input_column, recipe.label_column) if end in ends]
+    if len(ends) > 2 and len(named) == 2:
+        return named
+    if len(ends) == 2 and (len(sides) == 2 or not beside_others):  # a readme.md and a readme.txt are none
+        return ends
+    return []
+
+
+def is_side(end: str) -> bool:
+    """Whether a file of this ending (without its dot) may be one side of a parallel text: a language's code, source, target, src, tgt."""
+    language = bool(_SIDE.fullmatch(end)) and end not in _NO_LANGUAGES
+    return language or end.casefold() in (*NAMES["source"][:2], *NAMES["target"][:2])
+
+
+def _left_out(ends: list[str], two: list[str]) -> dict[str, str]:
+    """Endings that look like a side of a text, and why the file is not read."""
+    others = [end for end in ends if end not in two and is_side(end)]
+    if len(ends) == 2 and not two:
+        why = "beside other parallel texts only endings that name languages, as .en and .zh do, make two sides"
+        return dict.fromkeys(ends, why)
+    if len(others) == 1 and not two:
+        return {others[0]: "one side of a parallel text, without the other"}
+    why = f"one of {len(others) + len(two)} sides; data.input_column and data.label_column name the two that are read"
+    return dict.fromkeys(others, why)
+
+
+def _directed(two: list[str], direction: tuple[str, str] | None, recipe: DataRecipe, where: str) -> tuple[str, str]:
+    """The endings of source and target: as the recipe says, else as the TMX files beside them go, else as they stand."""
+    if direction is not None and recipe.input_column is None and recipe.label_column is None:
+        same = [next((end for end in two if _language(end) == _language(name)), None) for name in direction]
+        if same[0] is not None and same[1] is not None and same[0] != same[1]:
+            return same[0], same[1]
+    source, target, _ = _choose(two, recipe, where)
+    return source, target
+
+
+def _language(name: str) -> str:
+    """zh of zh-CN."""
+    return re.split("[-_]", name)[0].casefold()
+
+
+def _directions(parts: dict[str, Pairs]) -> list[str]:
+    """A warning where files go in different directions, since a model would learn both at once."""
+    found: dict[tuple[str, ...], str] = {}
+    for name, pairs in parts.items():
+        if pairs.languages:
+            found.setdefault(tuple(map(_language, pairs.languages)), name)
+    if len(found) < 2:
+        return []
+    listed = ", ".join(f"{name} from {source!r} to {target!r}" for (source, target), name in found.items())
+    return [f"warning: the files go in different directions: {listed}; name one with data.input_column and data.label_column"]
+
+
+def _joined(parts: dict[str, Pairs], aside: list[SetAside], notes: list[str], recipe: DataRecipe) -> Raw:
+    """The pairs of several files, split as the files' names say if one is named after the training split."""
     splits = {name: SPLIT_FOLDERS.get(re.split(r"[-_.]", name)[0].casefold()) for name in parts}
     by_name = "train" in splits.values()
-    joined, given = Pairs(set_aside=aside), []
+    joined, given = Pairs(set_aside=aside, notes=notes), []
     for name, pairs in parts.items():
         if by_name and splits[name] is None:
             joined.notes.append(f"warning: {name} was not read: its name is no split")
@@ -161,7 +252,11 @@ def _from_folder(folder: Path, recipe: DataRecipe) -> Raw | None:
         joined.set_aside += pairs.set_aside
         joined.notes += pairs.notes
         given += [splits[name]] * len(pairs.sources)
-    return _raw(joined, recipe, splits=given if by_name else None)
+    raw = _raw(joined, recipe, splits=given if by_name else None)
+    if by_name:
+        places = [*joined.origins, *parts]
+        refuse_lost(places, [*given, *splits.values()], raw.table["split"].to_pylist(), raw.set_aside)
+    return raw
 
 
 # -- Rows -------------------------------------------------------------------------------------------------------------

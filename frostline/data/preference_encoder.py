@@ -51,9 +51,10 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
     tokenizer = preprocess.tokenizer
     warnings = with_template(tokenizer)
     made, refused = _sequences(table, tokenizer)
+    places = _places(table)
     kept, ids, labels, cut, dropped, untrained = [], [], [], [], [], []
     for row, pair in made:
-        fitted = _fitted(pair, row, preprocess, recipe)
+        fitted = _fitted(pair, places[row], preprocess, recipe)
         if fitted is None:
             dropped.append(row)
         elif not all(any(sequence.trained) for sequence in fitted if sequence is not None):
@@ -65,7 +66,7 @@ def encoder(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe) -> 
                 ids.append(sequence.ids if sequence else [_stand_in(tokenizer)])
                 labels.append(_shifted(sequence) if sequence else [IGNORED])
     open_ended = [row for row, pair in made if any(sequence is not None and not sequence.ends for sequence in pair)]
-    warnings += _warnings(table, preprocess, refused, cut, dropped, untrained, open_ended)
+    warnings += _warnings(places, preprocess, refused, cut, dropped, untrained, open_ended)
     if not kept:
         raise DataError(f"none of {table.num_rows} rows can be learned from: {'; '.join(warnings)}. Look at them, or raise data.max_length")
     return _encoded(token_rows(ids, labels, kept, len(cut), warnings), preprocess)
@@ -126,7 +127,7 @@ def _sequence(rendered: Rendered, prompt_turns: int) -> _Sequence:
 
 
 def _fitted(
-    pair: tuple[_Sequence | None, ...], row: int, preprocess: TextPreprocess, recipe: DataRecipe
+    pair: tuple[_Sequence | None, ...], place: str, preprocess: TextPreprocess, recipe: DataRecipe
 ) -> tuple[_Sequence | None, ...] | None:
     """The pair within ``max_length`` tokens; None: it is dropped."""
     most = preprocess.max_length
@@ -136,7 +137,8 @@ def _fitted(
     if recipe.too_long == "refuse":
         longest = max(len(sequence.ids) for sequence in there)
         raise DataError(
-            f"row {row} has {longest} tokens, and data.max_length is {most}. Raise data.max_length, or use: data.too_long=cut or drop"
+            f"{place}: the prompt and an answer have {longest} tokens, expected at most {most} (data.max_length). "
+            "Raise data.max_length, or set data.too_long=cut or data.too_long=drop"
         )
     begin = _begin(there[0].ids, preprocess.tokenizer)
     room = most - max(sequence.answer for sequence in there)
@@ -193,7 +195,7 @@ def _encoded(tokens: TokenRows, preprocess: TextPreprocess) -> Encoded:
 
 
 def _warnings(
-    table: pa.Table,
+    places: list[str],
     preprocess: TextPreprocess,
     refused: list[tuple[int, str]],
     cut: list[int],
@@ -210,10 +212,11 @@ def _warnings(
         (untrained, f"{len(untrained)} rows were dropped since an answer of theirs has no token to be trained"),
         (open_ended, f"the end token is never trained in {len(open_ended)} rows: the chat template writes none behind an answer"),
     ]
-    return [f"{text}, e.g. {_example(table, rows[0])}" for rows, text in found if rows]
+    return [f"{text}, e.g. {places[rows[0]]}" for rows, text in found if rows]
 
 
-def _example(table: pa.Table, row: int) -> str:
+def _places(table: pa.Table) -> list[str]:
+    """What a message calls each row."""
     if "origin" in table.column_names:
-        return str(table["origin"][row].as_py())
-    return f"row {row}: {table['prompt'][row].as_py()[:60]}"
+        return [str(origin) for origin in table["origin"].to_pylist()]
+    return [f"row {row} of the split" for row in range(1, table.num_rows + 1)]

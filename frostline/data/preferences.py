@@ -3,7 +3,7 @@
 pairs    ``prompt, chosen, rejected``, each a text (one user's or one assistant's message) or a list of messages. Without a prompt,
          chosen and rejected are whole conversations, and the prompt is what they share (the implicit form of the Hugging Face hub).
 judged   ``prompt, completion, label`` (true or false), as KTO takes them. The row's completion becomes its chosen or its
-         rejected answer; the other one is null.
+         rejected answer; the other one is null. Where the label has another name, data.label_column says it.
 
 A row of the table holds prompt, chosen and rejected as JSON lists of messages. What nothing can be learned from is set aside:
 an empty answer, two equal answers, no prompt, a role that no template knows, answers that do not begin where the prompt ends.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ class _Unusable(Exception):
 
 
 def from_table(table: Table, recipe: DataRecipe) -> Raw:
-    """Rows of a table; ``data.input_column`` names the prompt's column where it is not called prompt."""
+    """Rows of a table; ``data.input_column`` names the prompt's column and ``data.label_column`` the label's, if called otherwise."""
     where = table.origins[0].rpartition(":")[0] or "table"
     read, names = _reader(table.table.column_names, recipe, where)
     columns = [table.table[name].to_pylist() if name in table.table.column_names else [None] * table.table.num_rows for name in names]
@@ -60,23 +61,46 @@ def from_table(table: Table, recipe: DataRecipe) -> Raw:
 
 def _reader(names: Sequence[str], recipe: DataRecipe, where: str) -> tuple[Callable[..., Pair], tuple[str, ...]]:
     """What makes a pair of a row, and the columns that it takes."""
-    prompt = recipe.input_column or "prompt"
+    prompt, label = recipe.input_column or "prompt", recipe.label_column or "label"
     listed = ", ".join(map(repr, names))
-    if recipe.input_column is not None and prompt not in names:
-        raise DataError(f"{where}: data.input_column got {prompt!r}, but the columns are: {listed}. Set data.input_column=NAME")
-    if {"chosen", "rejected"} <= set(names):
+    for key, given in (("data.input_column", recipe.input_column), ("data.label_column", recipe.label_column)):
+        if given is not None and given not in names:
+            raise DataError(f"{where}: {key} got {given!r}, but the columns are: {listed}. Set {key}=NAME")
+    judged = {"completion", label} <= set(names)
+    if {"chosen", "rejected"} <= set(names) and not (judged and recipe.label_column):
+        if recipe.label_column is not None:
+            raise DataError(
+                f"{where}: data.label_column got {label!r}, which says whether a completion is good, but the rows have chosen and rejected "
+                "and no completion. Leave data.label_column out"
+            )
         return _pair, (prompt, "chosen", "rejected")
-    if not {"completion", "label"} <= set(names):
+    if not judged:
         raise DataError(
             f"{where}: the columns are: {listed}, expected prompt, chosen, rejected, or prompt, completion, label (true or false). "
-            "Rename them"
+            "Rename them, or name the prompt's with data.input_column=NAME and the label's with data.label_column=NAME"
         )
     if recipe.task == "reward":
         raise DataError(
-            f"{where}: data.task got 'reward', which learns from pairs, but the rows have one answer each (completion, label). "
+            f"{where}: data.task got 'reward', which learns from pairs, but the rows have one answer each (completion, {label}). "
             "Give chosen and rejected, or use: data.task=preference train.loss=kto"
         )
-    return _judged, (prompt, "completion", "label")
+    return _judged, (prompt, "completion", label)
+
+
+def grouped(raw: Raw) -> Raw:
+    """Rows of one prompt in one group, lest a prompt that is tested on was trained with, unless other groups are given.
+
+    Rows of a given validation or test split belong to no group: they stay where they are.
+    """
+    if "group" in raw.table.column_names:
+        return raw
+    prompts, ids = raw.table["prompt"].to_pylist(), raw.table["id"].to_pylist()
+    if len(set(ids)) == len(set(prompts)):
+        return raw
+    splits = raw.table["split"].to_pylist() if "split" in raw.table.column_names else [None] * len(prompts)
+    groups = [None if split in ("validation", "test") else text_id(prompt) for prompt, split in zip(prompts, splits, strict=True)]
+    note = f"{len(set(ids))} different rows have {len(set(prompts))} prompts; rows of one prompt stay in one split"
+    return replace(raw, table=raw.table.append_column("group", pa.array(groups, pa.string())), notes=[*raw.notes, note])
 
 
 def _table(pairs: list[Pair], origins: list[str]) -> pa.Table:

@@ -22,7 +22,7 @@ from frostline.data.dataset import COLUMNS, SPLITS, Dataset, Schema, load_datase
 from frostline.data.raw import Raw
 from frostline.data.report import DataReport, group_set_aside, histogram
 from frostline.data.sources import read_object, read_recipe
-from frostline.data.split import leaking_rows, limit_rows, split_rows
+from frostline.data.split import leaking_rows, limit_rows, refuse_lost, split_rows
 from frostline.errors import DataError
 from frostline.recipe import DataRecipe, Recipe
 
@@ -93,7 +93,10 @@ def _divide(raw: Raw, recipe: Recipe, source: str) -> Dataset:
         raise DataError(
             f"{source or 'the data'} is for {raw.task}, but data.task got {data.task!r}. Leave data.task out, or give other data"
         )
+    origins, before = raw.table["origin"].to_pylist(), _column(raw.table, "split")
     raw, classes = clean(raw, data)
+    if before is not None:
+        refuse_lost(origins, before, _column(raw.table, "split") or (), raw.set_aside)
     schema = Schema(task=raw.task, target=_target(raw.task, data), labels=classes)  # type: ignore[arg-type]
     raw, leakage = _without_leaks(raw)
     raw = _limited(raw, data, seed)

@@ -6,7 +6,7 @@ cannot disagree about size, normalisation or tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -40,7 +40,17 @@ class TextPreprocess:
     """Names of the network's arguments; an encoder-decoder's have ``decoder_input_ids`` among them."""
     start: int | None = None
     """For an encoder-decoder: the id that a target begins with (``decoder_input_ids`` are it and the target without its last)."""
+    prompt: str | None = None
+    """For translation and summarisation: the request that the model was trained with (data.prompt), if one was given."""
 
     def to_dict(self) -> dict[str, Any]:
-        values = {"kind": "text", "max_length": self.max_length, "inputs": self.inputs}
-        return values if self.start is None else {**values, "start": self.start}
+        some = {"start": self.start, "prompt": self.prompt}
+        given = {name: value for name, value in some.items() if value is not None}
+        return {"kind": "text", "max_length": self.max_length, "inputs": self.inputs, **given}
+
+
+def with_prompt(preprocess: ImagePreprocess | TextPreprocess, prompt: str | None) -> ImagePreprocess | TextPreprocess:
+    """The preprocessing of a model that is trained with this data.prompt; None: with the one that it has."""
+    if prompt is None or isinstance(preprocess, ImagePreprocess):
+        return preprocess
+    return replace(preprocess, prompt=prompt)

@@ -20,23 +20,40 @@ from frostline.recipe import DataRecipe
 
 _TOKENS_SHOWN = 40
 _CHARACTERS_SHOWN = 200
+_ENCODED = 200
+"""Rows that are encoded for a few to be shown: of the very first, none may be usable."""
 
 
 def rows_as_seen(
-    preprocess: ImagePreprocess | TextPreprocess, data: Dataset, recipe: DataRecipe, count: int = 3, *, colour: bool = False
+    preprocess: ImagePreprocess | TextPreprocess,
+    data: Dataset,
+    recipe: DataRecipe,
+    count: int = 3,
+    *,
+    source: SplitSource | None = None,
+    colour: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows spread over the training split. ``colour``: what a language model learns is shown in colour, not between ⟦ and ⟧."""
+    """Rows spread over the training split, of those that are learned.
+
+    ``source``: the whole split, where it is encoded already; else a sample of it is encoded here. ``colour``: what a language model
+    learns is shown in colour, not between ⟦ and ⟧.
+    """
     table = data.splits["train"]
-    table = table.take(np.linspace(0, table.num_rows - 1, num=min(count, table.num_rows), dtype=int))
     if data.schema.task == "chat" and isinstance(preprocess, TextPreprocess):
-        return _conversations(table, preprocess, recipe, colour)
-    source = split_source(table, data.schema, preprocess, recipe=recipe)
-    batches = [source.encode(np.array([row]), None) for row in range(source.rows)]
+        return _conversations(table.take(_spread(table.num_rows, count)), preprocess, recipe, colour)
+    if source is None:
+        source = split_source(table.take(_spread(table.num_rows, _ENCODED)), data.schema, preprocess, recipe=recipe, name="train")
+    rows = _spread(source.rows, count)
+    batches = [source.encode(np.array([row]), None) for row in rows]
     if isinstance(preprocess, ImagePreprocess):
-        return [_image(source, row, batch) for row, batch in enumerate(batches)]
+        return [_image(source, int(row), batch) for row, batch in zip(rows, batches, strict=True)]
     if data.schema.task in CLASSIFICATION:
-        return [_text(source, row, batch, preprocess) for row, batch in enumerate(batches)]
+        return [_text(source, int(row), batch, preprocess) for row, batch in zip(rows, batches, strict=True)]
     return [_sequences(data.schema, batch, preprocess, colour) for batch in batches]
+
+
+def _spread(rows: int, count: int) -> np.ndarray:
+    return np.linspace(0, rows - 1, num=min(count, rows), dtype=int)
 
 
 def _conversations(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe, colour: bool) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from frostline.data import conversations, documents, parallel_text, preferences, tagged_text, text_pairs, text_sources
+from frostline.data import conversations, documents, parallel_text, preferences, tagged_text, text_pairs, text_sources, translation_files
 from frostline.data.clean import CLASSIFICATION
 from frostline.data.columns import find_column
 from frostline.data.places import place_fault
@@ -30,6 +30,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".g
 _IDX = re.compile(r"idx[13]-ubyte(\.gz)?$")
 _BESIDE_IMAGES = ("metadata", "labels", "annotations", "index")
 _SHARD = re.compile(r"[-_.]\d+-of-\d+$")
+_BY_ENDING = {
+    **dict.fromkeys(translation_files.SUFFIXES, "translation"),
+    **dict.fromkeys((".conll", ".conllu", ".bio", ".iob", ".iob2", ".bioes", ".bmes"), "token-classification"),
+}
+"""Endings that say what is to be learned."""
 
 
 def read_recipe(recipe: DataRecipe, *, progress: bool = True) -> Raw:
@@ -45,14 +50,24 @@ def read_recipe(recipe: DataRecipe, *, progress: bool = True) -> Raw:
     if recipe.path is not None and "train" in apart:
         raise DataError(f"data.path={recipe.path!r} and data.train={recipe.train!r} both name the training rows. Set only one of them")
     parts = [read_path(Path(recipe.path), recipe, progress=progress)] if recipe.path is not None else []
-    parts += [_in_split(read_path(Path(value), recipe, progress=progress), name) for name, value in apart.items()]
+    parts += [_read_apart(name, value, recipe, progress) for name, value in apart.items()]
     return join(parts)
+
+
+def _read_apart(name: str, value: str, recipe: DataRecipe, progress: bool) -> Raw:
+    """One split that is given apart."""
+    try:
+        return _in_split(read_path(Path(value), recipe, progress=progress), name)
+    except DataError as error:
+        raise DataError(f"data.{name}={value!r}: {error}") from error
 
 
 def read_path(path: Path, recipe: DataRecipe, *, progress: bool = True) -> Raw:
     """The rows of one file or folder."""
     if not path.exists():
         raise DataError(_missing_path(path))
+    if recipe.task is None and path.is_file() and (task := _BY_ENDING.get(path.suffix.lower())):
+        return _guessed(path, task, recipe, progress)
     if (read := _path_reader(recipe.task)) and (raw := read(path, recipe)) is not None:
         return raw
     if path.is_dir():
@@ -65,10 +80,13 @@ def read_path(path: Path, recipe: DataRecipe, *, progress: bool = True) -> Raw:
         return image_sources.from_idx(path, recipe)
     if path.suffix.lower() in TABLE_SUFFIXES:
         return _read_table(path, recipe, progress)
-    raise DataError(
-        f"{str(path)!r} is a file that ends in {path.suffix!r}, expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or an IDX file. "
-        "Give the folder that holds the class folders, or convert the file, for example to CSV"
-    )
+    raise DataError(_no_reader(path, recipe.task))
+
+
+def _guessed(path: Path, task: str, recipe: DataRecipe, progress: bool) -> Raw:
+    raw = read_path(path, replace(recipe, task=task), progress=progress)  # type: ignore[arg-type]
+    raw.notes.append(f"task: {task} (guessed from the files' endings; set data.task)")
+    return raw
 
 
 def read_object(source: Any, recipe: DataRecipe, class_names: Sequence[str] | None = None) -> Raw:
@@ -150,6 +168,8 @@ class _Contents:
     tables: list[Path] = field(default_factory=list)
     """Directly in the folder."""
     idx: bool = False
+    tasks: set[str] = field(default_factory=set)
+    """What the endings of files directly in the folder say."""
     others: list[str] = field(default_factory=list)
     aside: list[SetAside] = field(default_factory=list)
     """Tables and IDX files that are links out of the folder, or pipes."""
@@ -175,6 +195,7 @@ def _look(folder: Path) -> _Contents:
             elif readable:
                 found.tables.append(Path(place, name))
             else:
+                found.tasks |= {_BY_ENDING[suffix]} if Path(place) == folder and suffix in _BY_ENDING else set()
                 found.others.append(os.path.relpath(Path(place, name), folder))
     return found
 
@@ -192,6 +213,8 @@ def _read_found(folder: Path, found: _Contents, recipe: DataRecipe, progress: bo
         from frostline.data import image_sources
 
         return image_sources.from_idx(folder, recipe)
+    if recipe.task is None and not found.images and not found.tables and len(found.tasks) == 1:
+        return _guessed(folder, min(found.tasks), recipe, progress)
     tables = [path for path in found.tables if not found.images or _split_of(path) or path.stem.casefold() in _BESIDE_IMAGES]
     if tables and not (found.images and recipe.task == "text-classification"):
         return _read_tables(folder, tables, recipe, progress)
@@ -300,8 +323,8 @@ def _path_reader(task: str | None) -> Callable[[Path, DataRecipe], Raw | None] |
 def _table_task(table: pa.Table, recipe: DataRecipe) -> str:
     """Chat and preferences by their columns. Images, if the input column's values (the first hundred that are not empty)
     mostly end as image files do."""
-    names = table.column_names
-    if {"chosen", "rejected"} <= set(names) or {"prompt", "completion", "label"} <= set(names):  # as chat, bad answers would be learned too
+    names, label = table.column_names, recipe.label_column or "label"
+    if {"chosen", "rejected"} <= set(names) or {"prompt", "completion", label} <= set(names):  # as chat, bad answers would be learned too
         return "preference"
     if recipe.label_column is None and conversations.looks_like_chat(names):
         return "chat"
@@ -322,7 +345,25 @@ def _missing_path(path: Path) -> str:
     there = sorted(os.listdir(parent)) if parent.is_dir() else []
     close = difflib.get_close_matches(below, there, 3, 0.5)
     names = f"close names there: {', '.join(map(repr, close))}" if close else "nothing there has a name like it"
-    return f"{str(path)!r} does not exist, expected a file or a folder; {str(parent)!r} exists, and {names}. Check data.path"
+    return f"{str(path)!r} does not exist, expected a file or a folder; {str(parent)!r} exists, and {names}. Check its spelling"
+
+
+def _no_reader(path: Path, task: str | None) -> str:
+    ending = f"{str(path)!r} is a file that ends in {path.suffix!r}"
+    if task is None and path.suffix.lower() in documents.SUFFIXES:
+        return (
+            f"{ending}, which does not say what is to be learned from it, expected data.task. Use: data.task=causal-lm (a text to go on "
+            "with), token-classification (a token and its tag a line) or translation (one side of a text, the other beside it); "
+            "or give a table, or the folder that holds the class folders"
+        )
+    if task is None and parallel_text.is_side(path.suffix[1:]):
+        return f"{ending}, as one side of a parallel text does, expected data.task for it. Use: data.task=translation"
+    if task not in (None, *CLASSIFICATION):
+        return f"{ending}, expected a table for data.task={task!r}: {', '.join(TABLE_SUFFIXES)}. Convert it, for example to JSONL"
+    return (
+        f"{ending}, expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or an IDX file. "
+        "Give the folder that holds the class folders, or convert the file, for example to CSV"
+    )
 
 
 def _described(source: Any) -> str:

@@ -13,9 +13,10 @@ import hashlib
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from frostline.data.raw import SetAside
 from frostline.errors import DataError
 
 _HELD = ("test", "validation")
@@ -65,6 +66,20 @@ def leaking_rows(ids: Sequence[str], groups: Sequence[str | None] | None, given:
         keeps = next((name for name in _HELD if any(given[row] == name for row in rows)), None)
         leaking += [row for row in rows if keeps and given[row] != keeps]
     return sorted(leaking)
+
+
+def refuse_lost(origins: Sequence[str], before: Sequence[str | None], after: Iterable[str | None], aside: Sequence[SetAside]) -> None:
+    """Raise DataError for a given split of which no row is left: another would be carved out of the training rows in its place.
+
+    ``origins`` and ``before``: all rows' places and given splits; ``after``: the given splits of the rows that are left.
+    """
+    left = {None, *after}
+    lost = next((name for name in before if name not in left), None)
+    if lost is None:
+        return
+    rows = {origin for origin, name in zip(origins, before, strict=True) if name == lost}
+    why = next((f" (the first set aside: {row.origin}: {row.reason})" for row in aside if row.origin in rows), "")
+    raise DataError(f"no row of the {lost} split can be used{why}, expected at least one. Mend its rows, or leave that split out")
 
 
 def limit_rows(ids: Sequence[str], strata: Sequence[Hashable], limit: int, seed: int) -> list[int]:

@@ -86,6 +86,20 @@ def tokenized(words: Sequence[Sequence[str]], preprocess: TextPreprocess) -> tup
     return ids, firsts, cut
 
 
+def joined(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The words as one text, with spaces where they are usual, and where each of them stands in it.
+
+    >>> joined(["李", "明", "in", "York"])
+    ('李明in York', [(0, 1), (1, 2), (2, 4), (5, 9)])
+    """
+    text = ""
+    places: list[tuple[int, int]] = []
+    for word, spaced in zip(words, _with_spaces(words), strict=True):
+        text += spaced
+        places.append((len(text) - len(word), len(text)))
+    return text, places
+
+
 def _behind(places: list[int | None]) -> int:
     """How many words stand behind the last one that has a place."""
     return next((count for count, place in enumerate(reversed(places)) if place is not None), len(places))

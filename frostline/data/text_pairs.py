@@ -2,13 +2,16 @@
 
 Pairs      ``first`` and ``second``: a question and its answer, two sentences that mean the same
 Triplets   also a ``negative``: a text that does not belong to the first. A list of negatives makes a row for each
-Scores     how alike two texts are. From 0 to 1 they stay as they are; 0 to 5 (STS-B), 0 to 10 and 0 to 100 are divided, and noted
+Scores     how alike two texts are. From 0 to 1 they stay as they are; 0 to 5 (STS-B), 0 to 10 and 0 to 100 are divided, and noted; one
+           scale for all files, since the best pair of a small test file may have 0.9 of 5
 
 All rows of a file are of one kind. A row that lacks a part is set aside.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -51,9 +54,6 @@ def from_table(table: Table, recipe: DataRecipe) -> Raw:
     if not made:
         first_aside = f"{len(aside)} set aside, first {aside[0].origin}: {aside[0].reason}" if aside else "there is none"
         raise DataError(f"no row has all its texts ({first_aside}). Name the columns with data.input_column=NAME data.label_column=NAME")
-    if score:
-        made, scaled = _scaled(made, score, where)
-        notes += scaled
     given = recipe.validation is not None or recipe.test is not None
     shared = len({row[0] for row in made}) < len(made)
     if recipe.group_column is None and shared and not given:  # else a test pair's first text would stand in training too
@@ -93,24 +93,36 @@ def _rows(cells: tuple[Any, ...], negative: bool, score: bool) -> list[Row] | st
     return [(first, second, None, number)] if abs(number) < float("inf") else f"the score {cells[3]!r} is not a number"
 
 
-def _scaled(rows: list[Row], column: str, where: str) -> tuple[list[Row], list[str]]:
-    """The rows with scores from 0 to 1, and a note if that changed them."""
-    numbers = [row[3] for row in rows if row[3] is not None]
-    low, high = min(numbers), max(numbers)
+def scaled(raw: Raw) -> Raw:
+    """The rows of all files with scores from 0 to 1, and a note if that changed them. Raises DataError for scores of no known scale."""
+    found = [(score, row) for row, score in enumerate(raw.table["score"].to_pylist()) if score is not None]
+    if not found:
+        return raw
+    (low, lowest), (high, highest) = min(found), max(found)
     scale = next((scale for scale in _SCALES if high <= scale), None)
     if low < 0 or scale is None:
+        first, last = (raw.table["origin"][row].as_py() for row in (lowest, highest))
         raise DataError(
-            f"{where}: the scores in {column!r} run from {low:g} to {high:g}, expected 0 to 1, 0 to 5, 0 to 10 or 0 to 100. Scale them"
+            f"the scores run from {low:g} ({first}) to {high:g} ({last}), expected 0 to 1, 0 to 5, 0 to 10 or 0 to 100. Scale them"
         )
     if scale == 1:
-        return rows, []
-    note = f"scores: {low:g} to {high:g} in {column!r}, divided by {scale:g}"
-    return [(first, second, negative, (number or 0.0) / scale) for first, second, negative, number in rows], [note]
+        return raw
+    columns = [raw.table[name].to_pylist() for name in ("first", "second", "negative", "score")]
+    rows = [(first, second, negative, None if score is None else score / scale) for first, second, negative, score in zip(*columns)]
+    changed = {"id": _ids(rows), "score": pa.array([row[3] for row in rows], pa.float64())}
+    table = raw.table
+    for name, values in changed.items():
+        table = table.set_column(table.column_names.index(name), name, values)
+    return replace(raw, table=table, notes=[*raw.notes, f"scores: {low:g} to {high:g}, divided by {scale:g}"])
+
+
+def _ids(rows: Sequence[Row]) -> pa.Array:
+    return pa.array([text_id("\x1f".join("" if part is None else str(part) for part in row)) for row in rows], pa.string())
 
 
 def _raw(rows: list[Row], origins: list[str], groups: list[str | None] | None) -> Raw:
     columns = {
-        "id": pa.array([text_id("\x1f".join("" if part is None else str(part) for part in row)) for row in rows], pa.string()),
+        "id": _ids(rows),
         "origin": pa.array(origins, pa.string()),
         **{name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(("first", "second", "negative"))},
         "score": pa.array([row[3] for row in rows], pa.float64()),

@@ -43,6 +43,8 @@ class Pairs:
     origins: list[str] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    languages: tuple[str, str] | None = None
+    """Of the sources and of the targets, where the file says them."""
 
     def add(self, source: str, target: str, origin: str) -> None:
         self.sources.append(source)
@@ -137,7 +139,8 @@ def _from_tmx(path: Path, recipe: DataRecipe) -> Pairs:
             f"{path.name}: the languages are {', '.join(languages)}, and the source is {source!r}. "
             f"Name the target's with data.label_column={others[0]}"
         )
-    pairs = Pairs(notes=[f"{path.name}: from {source!r} to {target!r} (set data.input_column, data.label_column)"])
+    note = f"{path.name}: from {source!r} to {target!r} (set data.input_column, data.label_column)"
+    pairs = Pairs(notes=[note], languages=(source, target))
     for line, texts in memory.units:
         if source in texts and target in texts:
             pairs.add(texts[source], texts[target], f"{path.name}:{line}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from frostline.data.chat_spans import Message
 from frostline.data.chat_template import prompt_ids, stop_tokens, with_template
 from frostline.data.document_encoder import separators
 from frostline.data.parallel_encoder import source_ids
@@ -34,6 +35,14 @@ _COMPARED = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A conversation that is to be gone on with, and the tools that may be called in it."""
+
+    messages: list[Message]
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """A prompt, and what a row of data answers it with."""
 
@@ -42,8 +51,8 @@ class Question:
     expected: str
 
 
-def answer(model: Model, texts: Sequence[str], *, max_new_tokens: int = 256, recipe: DataRecipe | None = None) -> list[str]:
-    """What the model writes to each text, greedily: an answer, a translation, or how the text goes on."""
+def answer(model: Model, texts: Sequence[str | Asked], *, max_new_tokens: int = 256, recipe: DataRecipe | None = None) -> list[str]:
+    """What the model writes to each text or conversation, greedily: an answer, a translation, or how the text goes on."""
     return _written(model, [_asked(model, text, recipe or DataRecipe()) for text in texts], max_new_tokens)
 
 
@@ -89,11 +98,12 @@ def _written(model: Model, prompts: list[list[int]], max_new_tokens: int) -> lis
     return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
 
 
-def _asked(model: Model, text: str, recipe: DataRecipe) -> list[int]:
+def _asked(model: Model, text: str | Asked, recipe: DataRecipe) -> list[int]:
     preprocess, task = _preprocess(model), model.card.schema.task
-    if task in ("chat", "preference"):
+    if isinstance(text, Asked) or task in ("chat", "preference"):
+        asked = text if isinstance(text, Asked) else Asked(messages=[{"role": "user", "content": text}])
         with_template(preprocess.tokenizer)
-        return prompt_ids([{"role": "user", "content": text}], None, preprocess.tokenizer)
+        return prompt_ids(asked.messages, asked.tools, preprocess.tokenizer)
     if task == "causal-lm":
         before, behind, _ = separators(preprocess.tokenizer)
         return [*before, *preprocess.tokenizer(text, add_special_tokens=False)["input_ids"]] or behind

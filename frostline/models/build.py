@@ -116,7 +116,9 @@ def build(card: Card) -> nn.Module:
         raise ModelError(f"model {card.name!r} is unknown for {card.schema.task!r}, expected one of {', '.join(names_for(card.schema))}")
     try:
         return builder(**arguments)
-    except TypeError as error:
+    except ModelError:
+        raise
+    except Exception as error:  # the arguments come from a file, and a wrong one fails in as many ways as there are layers
         raise ModelError(
             f"model {card.name!r} cannot be built from the arguments {sorted(arguments)!r}: {error}. Save the model again"
         ) from error

@@ -15,6 +15,8 @@ from frostline.models.model import Card, Model
 
 _LARGEST_SIDE = 16_384
 _LARGEST_LENGTH = 10_000_000
+_LARGEST_NUMBER = 1e6
+_SMALLEST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,30 +133,47 @@ def _schema(values: dict[str, Any], where: str) -> Schema:
 def _preprocess(values: dict[str, Any], schema: Schema, folder: Path) -> ImagePreprocess | TextPreprocess:
     where = f"{folder / 'config.json'}: frostline.preprocess"
     if schema.task != "image-classification":
-        start = {"start": int} if "start" in values else {}
-        _check(values, {"kind": str, "max_length": int, "inputs": list, **start}, where)
+        some = {name: kind for name, kind in (("start", int), ("prompt", str)) if name in values}
+        _check(values, {"kind": str, "max_length": int, "inputs": list, **some}, where)
+        _check_kind(values, "text", where)
         if not 1 <= values["max_length"] <= _LARGEST_LENGTH:
             raise ModelError(f"{where}.max_length got {values['max_length']!r}, expected a number of tokens")
-        if start and not 0 <= values["start"] < _LARGEST_LENGTH:
+        if not 0 <= values.get("start", 0) < _LARGEST_LENGTH:
             raise ModelError(f"{where}.start got {values['start']!r}, expected a token's id. Save the model again")
-        inputs = tuple(map(str, values["inputs"]))
-        return TextPreprocess(tokenizer=load_tokenizer(folder), max_length=values["max_length"], inputs=inputs, start=values.get("start"))
+        if not all(isinstance(name, str) for name in values["inputs"]):
+            raise ModelError(f"{where}.inputs got {values['inputs']!r}, expected names of the network's arguments. Save the model again")
+        if "{source}" not in values.get("prompt", "{source}"):
+            raise ModelError(f"{where}.prompt got {values['prompt']!r}, expected {{source}} in it. Save the model again")
+        given = {name: values[name] for name in ("max_length", *some)}
+        return TextPreprocess(tokenizer=load_tokenizer(folder), inputs=tuple(values["inputs"]), **given)
     kinds = {"kind": str, "size": int, "scale": float, "mean": list, "std": list, "interpolation": str, "channels": str, "crop": float}
     _check(values, kinds, where)
+    _check_kind(values, "image", where)
     hints = get_type_hints(ImagePreprocess)
     for name in ("interpolation", "channels"):
         if values[name] not in get_args(hints[name]):
             raise ModelError(f"{where}.{name} got {values[name]!r}, expected one of {', '.join(get_args(hints[name]))}")
     count = 1 if values["channels"] == "grey" else 3
-    for name in ("mean", "std"):
-        if len(values[name]) not in (count, 3) or not all(isinstance(number, int | float) for number in values[name]):
-            raise ModelError(f"{where}.{name} got {values[name]!r}, expected {count} numbers")
+    for name, least in (("mean", -_LARGEST_NUMBER), ("std", _SMALLEST_SPREAD)):
+        if len(values[name]) not in (count, 3) or not all(_is_number(number, least) for number in values[name]):
+            raise ModelError(f"{where}.{name} got {str(values[name])[:80]!r}, expected {count} numbers from {least} on. Save it again")
+    if not _is_number(values["scale"], _SMALLEST_SPREAD):
+        raise ModelError(f"{where}.scale got {values['scale']!r}, expected a number above 0. Save the model again")
     if not 1 <= values["size"] <= _LARGEST_SIDE or not 0 < values["crop"] <= 1:
         raise ModelError(
             f"{where}: got size {values['size']!r} and crop {values['crop']!r}, expected pixels up to {_LARGEST_SIDE} and a share up to 1"
         )
     fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "kind"}
     return ImagePreprocess(**fields)
+
+
+def _check_kind(values: dict[str, Any], kind: str, where: str) -> None:
+    if values["kind"] != kind:
+        raise ModelError(f"{where}.kind got {values['kind']!r}, expected {kind!r}, since that is what the task reads. Save the model again")
+
+
+def _is_number(value: Any, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= _LARGEST_NUMBER
 
 
 def _check(values: Any, kinds: dict[str, type], where: str) -> None:

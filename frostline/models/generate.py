@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.errors import ModelError
+from frostline.models.hf_module import NO_LIMIT, positions_of
 from frostline.models.model import Model, evaluating
 from frostline.models.output import decoder_start, writes_from_source
 from frostline.models.seq2seq import DecoderState, Seq2Seq
@@ -39,6 +40,18 @@ class _Wish:
     pad: int
     start: int | None
     """What an encoder-decoder's target begins with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Space:
+    """How many positions there are; what an adapter's virtual tokens take is gone from them already."""
+
+    read: int
+    """For a prompt or a source."""
+    written: int
+    """For what is written."""
+    together: bool
+    """Whether both come out of the same ones."""
 
 
 def generate(
@@ -77,7 +90,7 @@ def generate(
     result: list[list[int]] = [[] for _ in rows]
     with torch.no_grad(), evaluating(module), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for group, room in _groups(rows, max_new_tokens, _positions(module), both):
+        for group, room in _groups(rows, max_new_tokens, _space(module, both)):
             written = _write(module, [rows[index] for index in group], wish, room)
             for index, tokens in zip(group, written, strict=True):
                 result[index] = _until(tokens, stop)
@@ -99,24 +112,32 @@ def _rows(inputs: dict[str, Tensor] | Sequence[Sequence[int]]) -> list[list[int]
     return rows
 
 
-def _positions(module: Any) -> int:
-    """How many positions a row has, for its prompt and what is written (for an encoder-decoder, for each)."""
-    config = getattr(module, "config", None)
-    if config is None:
-        return 10**9
-    return int(getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or 10**9)
+def _space(module: Any, both: bool) -> _Space:
+    positions = positions_of(module, decoder=True)
+    if positions == NO_LIMIT:
+        return _Space(read=NO_LIMIT, written=NO_LIMIT, together=not both)
+    if not both:
+        left = positions - _virtual_tokens(module)
+        return _Space(read=left, written=left, together=True)
+    read = positions - _virtual_tokens(module.get_encoder())
+    return _Space(read=read, written=positions - _virtual_tokens(module.get_decoder()), together=False)
 
 
-def _groups(rows: list[list[int]], wanted: int, positions: int, both: bool) -> Iterator[tuple[list[int], int]]:
+def _virtual_tokens(module: nn.Module) -> int:
+    """Positions that the virtual tokens of an adapter take (see adapt/virtual.py, to the right of here)."""
+    return sum(getattr(part, "positions_taken", 0) for part in module.modules())
+
+
+def _groups(rows: list[list[int]], wanted: int, space: _Space) -> Iterator[tuple[list[int], int]]:
     """(row indices, how many tokens they may write): rows of like length; one that lacks room stands alone, to take none from others."""
     full: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
-        used = 0 if both else len(rows[index])
-        room = min(wanted, positions - used)
-        if room < 1 or len(rows[index]) > positions:
+        length = len(rows[index])
+        room = min(wanted, space.written - (length if space.together else 0))
+        if room < 1 or length > space.read:
             raise ModelError(
-                f"generate: row {index} got a prompt of {len(rows[index])} tokens, expected fewer than the {positions} positions "
-                f"of the model. Cut it to {positions - 1} tokens"
+                f"generate: row {index} got a prompt of {length} tokens, expected fewer than the {space.read} positions that the model "
+                f"has for them. Cut it to {space.read - 1} tokens"
             )
         if room < wanted:
             yield [index], room

@@ -64,7 +64,7 @@ def gguf_file(name: str) -> Path | None:
 def read_gguf(path: Path, schema: Schema) -> GgufModel:
     """Configuration, float32 weights and tokenizer. Raises ModelError for a file that is damaged, hostile or of an unknown architecture."""
     numbers, tensors = check_gguf(path)
-    config, tokenizer = read_gguf_header(path)
+    config, tokenizer = _header(path)
     _refuse_larger(path, config, schema, numbers, tensors)
     try:
         with hf_module.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar of progress knows no setting
@@ -79,9 +79,14 @@ def read_gguf(path: Path, schema: Schema) -> GgufModel:
 
 def read_gguf_header(path: Path) -> tuple[dict[str, Any], Any]:
     """The configuration, as config.json would hold it, and the tokenizer. Raises ModelError like :func:`read_gguf`."""
+    check_gguf(path)
+    return _header(path)
+
+
+def _header(path: Path) -> tuple[dict[str, Any], Any]:
+    """The header of a file that was checked."""
     from transformers import AutoConfig, AutoTokenizer
 
-    check_gguf(path)
     require("accelerate", "gguf", f"reading {path.name!r}")
     try:
         with hf_module.quiet():

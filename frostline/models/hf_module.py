@@ -22,6 +22,9 @@ from frostline.models.head import build_head
 from frostline.models.model import Card
 from frostline.models.pool import Pool
 
+NO_LIMIT = 10**9
+"""Positions of a network that counts none."""
+
 
 class BodyWithHead(nn.Module):
     """``head(pool(body(**inputs)))``. Without a pool: the body's own pooled output, else its first position."""
@@ -89,7 +92,8 @@ def load_native(card: Card, state: dict[str, Tensor]) -> nn.Module:
 
 def is_native(card: Card) -> bool:
     """Whether the module is the architecture's own class for the task, unchanged."""
-    return card.name == "transformers" and not card.arguments["head"] and card.arguments["pool"] is None and "adapt" not in card.arguments
+    own = card.arguments
+    return card.name == "transformers" and not own.get("head") and own.get("pool") is None and "adapt" not in own
 
 
 def from_state(cls: Any, config: Any, state: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:
@@ -190,6 +194,23 @@ def body_name(module: nn.Module) -> str:
     """The child that is the pretrained body; "" where the module is one itself."""
     name = "body" if isinstance(module, BodyWithHead) else str(getattr(module, "base_model_prefix", ""))
     return name if name and hasattr(module, name) else ""
+
+
+def positions_of(module: nn.Module, *, decoder: bool = False) -> int:
+    """How many tokens have a position. ``decoder``: what an encoder-decoder writes, not what it reads.
+
+    RoBERTa and its kind count from behind the padding index, so their table is longer than that by as much.
+    """
+    config: Any = getattr(module, "config", None)
+    if config is None:
+        return NO_LIMIT
+    for name, part in module.named_modules():
+        # BART's tables say so too, but are longer by as much
+        if name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding):
+            padding: Any = getattr(module.get_submodule(name.rpartition(".")[0]), "padding_idx", part.padding_idx)
+            if isinstance(padding, int):
+                return part.num_embeddings - padding - 1
+    return int(getattr(config.get_text_config(decoder=decoder or None), "max_position_embeddings", None) or NO_LIMIT)
 
 
 @contextlib.contextmanager

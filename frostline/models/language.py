@@ -38,7 +38,7 @@ def text_preprocess(tokenizer: Any, module: nn.Module, schema: Schema, folder: P
         )
     _pad_somehow(tokenizer, schema, folder)
     _refuse_more_tokens(tokenizer, module, folder)
-    longest = min(tokenizer.model_max_length, _positions(module))
+    longest = min(tokenizer.model_max_length, hf_module.positions_of(module.get_submodule(hf_module.body_name(module))))
     if max_length is not None and max_length > longest:
         raise ModelError(
             f"data.max_length got {max_length!r}, but {str(folder)!r} takes at most {longest} tokens. Set data.max_length={longest}"
@@ -71,17 +71,6 @@ def _refuse_more_tokens(tokenizer: Any, module: Any, folder: Path) -> None:
             f"expected one for each. Take the tokenizer that belongs to the weights, or give them rows and save both again: "
             f"model.resize_token_embeddings({vocabulary[largest] + 1}) in transformers"
         )
-
-
-def _positions(module: nn.Module) -> int:
-    """How many tokens have a position: RoBERTa's table starts behind its padding index, so it is longer than that."""
-    config: Any = module.get_submodule(hf_module.body_name(module)).config
-    count = getattr(config.get_text_config(), "max_position_embeddings", None) or 10**9
-    for name, part in module.named_modules():
-        # BART's tables say so too, but are longer by as much
-        if name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            return part.num_embeddings - part.padding_idx - 1
-    return int(count)
 
 
 def pool_of(folder: Path) -> str:

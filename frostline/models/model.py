@@ -72,3 +72,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextlib.contextmanager
+def with_own(part: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Within, the module has this attribute of its own, as another ``forward``; then what it had before, even where that is nothing."""
+    own = vars(part)
+    had, before = name in own, own.get(name)
+    own[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            own[name] = before
+        else:
+            del own[name]

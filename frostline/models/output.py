@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import ModelError
-from frostline.models.model import evaluating, logits_of
+from frostline.models.model import evaluating, logits_of, with_own
 
 _ROWS = ([3, 4, 2, 1], [4, 3, 0, 0])
 _BEHIND = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -55,13 +55,12 @@ def passed_through(module: nn.Module, layer: nn.Module) -> Iterator[None]:
     A bias of zeros that BART and its kind add behind the layer is as wide as the vocabulary, and made one zero meanwhile.
     """
     bias: Any = getattr(module, "final_logits_bias", None)
-    layer.forward = lambda hidden: hidden  # type: ignore[method-assign]
     if bias is not None and not bias.any():
         module.final_logits_bias = bias.new_zeros(1)
     try:
-        yield
+        with with_own(layer, "forward", lambda hidden: hidden):
+            yield
     finally:
-        del layer.forward
         if bias is not None:
             module.final_logits_bias = bias
 

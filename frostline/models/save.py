@@ -242,12 +242,17 @@ def _skeleton(saved: Saved, state: dict[str, Tensor], folder: Path, module: nn.M
 
 def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:
     held = sum(tensor.numel() * (2 if tensor.dtype == torch.uint8 else 1) for tensor in state.values())  # two weights of 4 bits to a byte
-    for name, value in {**card.arguments, **card.arguments.get("config", {})}.items():
+    config = card.arguments.get("config", {})
+    if not isinstance(config, dict):
+        raise ModelError(
+            f"{folder / 'config.json'}: frostline.arguments.config got {str(config)[:40]!r}, expected an object. Save the model again"
+        )
+    for name, value in {**card.arguments, **config}.items():
         if name in ("depth", "num_hidden_layers") and (not isinstance(value, int) or value > len(state)):
             raise ModelError(
                 f"{folder / 'config.json'}: {name} got {value!r}, but the file holds {len(state)} tensors. Save the model again"
             )
-    layers = hf_module.claimed_layers(card.arguments.get("config", {}))
+    layers = hf_module.claimed_layers(config)
     if layers > 2 * len(state) + 100:  # some architectures (ALBERT) use one layer's weights many times
         raise ModelError(
             f"{folder / 'config.json'} describes {layers!r} layers, but the file holds {len(state)} tensors. Save the model again"

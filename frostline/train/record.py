@@ -15,6 +15,7 @@ import torch
 from frostline.adapt.peft_files import save_adapter
 from frostline.adapt.peft_keys import PEFT_METHODS
 from frostline.adapt.rebuild import rebuild
+from frostline.data.preprocess import with_prompt
 from frostline.errors import ModelError, RunError
 from frostline.models.save import save_model
 from frostline.plan.cost import Cost
@@ -143,6 +144,8 @@ class Recorder:
         with torch.no_grad():  # after, not merged into, the others: a tied weight stands there under another name as well
             for name, average in averages.items():
                 parameters[name].copy_(average)
+        card = self.plan.model.card
+        card.preprocess = with_prompt(card.preprocess, self.plan.recipe.data.prompt)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=rebuild)
         self._save_adapter(say)
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})

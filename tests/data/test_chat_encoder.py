@@ -145,3 +145,9 @@ def test_train_on_and_too_long_come_from_the_recipe(chatml):
 def test_conversations_are_read_back():
     tools = [{"name": "f"}]
     assert list(read_conversations(table([ASK, ANSWER], tools=tools))) == [([ASK, ANSWER], tools)]
+
+
+def test_rows_without_a_place_are_counted_from_one(chatml):
+    rows = table([ASK, ANSWER], [ASK, ANSWER] * 30).drop_columns(["origin"])
+    with pytest.raises(DataError, match=r"^row 2 of the split: the conversation has"):
+        encoder(rows, TextPreprocess(tokenizer=chatml, max_length=200), DataRecipe(too_long="refuse"))

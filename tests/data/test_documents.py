@@ -111,3 +111,10 @@ def test_pieces_are_the_text(text, size):
 def test_bad_input(make, message, tmp_path):
     with pytest.raises(DataError, match=message):
         make(tmp_path)
+
+
+def test_a_split_whose_file_is_blank_is_named(tmp_path):
+    for name, text in (("train", "snow\n" * 400), ("test", " \n")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(DataError, match=r"no row of the test split can be used \(the first set aside: .*test\.txt: no text\)"):
+        from_path(tmp_path, DataRecipe(task="causal-lm"))

@@ -12,6 +12,7 @@ import torch
 from frostline.data.dataset import Schema
 from frostline.data.encode import split_source
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+from frostline.errors import DataError
 from frostline.models.tokenizer import train_tokenizer
 from frostline.recipe import AugmentRecipe
 
@@ -91,3 +92,14 @@ def test_labels_of_each_target(words, texts, target, column, expected):
     source = split_source(table, schema, TextPreprocess(tokenizer=tokenizer))
     assert torch.equal(source.encode(np.array([0, 1]), None).labels, expected) and torch.equal(source.labels, expected)
     assert dataclasses.replace(source).rows == 2
+
+
+def test_the_split_of_which_no_row_can_be_used_is_named():
+    tokenizer = train_tokenizer(["a b"], "char", 50, "causal", chat=True)
+    messages = '[{"role": "user", "content": "a"}]'
+    table = pa.table({"id": ["1"], "origin": ["x:1"], "messages": [messages], "tools": pa.array([None], pa.string())})
+    schema, preprocess = Schema(task="chat", target="none"), TextPreprocess(tokenizer=tokenizer)
+    with pytest.raises(DataError, match=r"^the validation split: none of the 1 conversations has a token to train"):
+        split_source(table, schema, preprocess, name="validation")
+    with pytest.raises(DataError, match=r"^none of the 1 conversations"):
+        split_source(table, schema, preprocess)

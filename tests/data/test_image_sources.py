@@ -63,6 +63,15 @@ def test_split_folders(tmp_path: Path) -> None:
         from_folder(tmp_path, RECIPE)
 
 
+def test_a_split_of_broken_images_is_named(tmp_path: Path) -> None:
+    for name in ("猫", "狗"):
+        save(tmp_path / "train" / name / "1.png")
+    (tmp_path / "test" / "猫").mkdir(parents=True)
+    (tmp_path / "test" / "猫" / "2.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"no row of the test split can be used \(the first set aside: .*2\.png: "):
+        from_folder(tmp_path, RECIPE)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     save(tmp_path / "train" / "1.png")
     save(tmp_path / "plane" / "1.png", 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frostline.data.parallel_encoder import encoder, request, source_ids
-from frostline.data.preprocess import TextPreprocess
+from frostline.data.preprocess import TextPreprocess, with_prompt
 from frostline.errors import DataError, RecipeError
 from frostline.models.tokenizer import train_tokenizer
 from frostline.recipe import DataRecipe
@@ -61,6 +61,27 @@ def test_long_sides_are_cut_and_still_end(sides):
         encoder(TABLE, short, DataRecipe(too_long="refuse"))
     with pytest.raises(DataError, match="all 2 pairs are longer than max_length=1"):
         encoder(TABLE, TextPreprocess(tokenizer=sides.tokenizer, max_length=1, inputs=BOTH, start=2), DataRecipe(too_long="drop"))
+
+
+def test_a_target_that_leaves_the_end_token_no_room_is_counted():
+    """Of a tokenizer that puts no end token behind a text, so that it is put there afterwards."""
+    tokenizer = train_tokenizer(TEXTS, "char", 90, "causal")
+    preprocess = TextPreprocess(tokenizer=tokenizer, max_length=4, inputs=BOTH, start=tokenizer.eos_token_id)
+    table = pa.table({"source": ["ice", "ice", "ice"], "target": ["雪和冰", "雪和冰雨", "雪和冰雨雪"]})
+    made = encoder(table, preprocess, RECIPE)
+    labels = made.encode(np.array([0, 1, 2]), None).labels
+    assert [spelled(tokenizer, row) for row in labels] == ["雪和冰<|endoftext|>"] * 3
+    assert made.truncated == 2 and made.warnings == ["2 of 3 pairs are longer than max_length=4 and are cut, e.g. row 2 of the split"]
+
+
+def test_the_request_that_a_model_was_trained_with_is_its_own(chat, sides):
+    for preprocess in (chat, sides):
+        own = with_prompt(preprocess, "ice {source}")
+        assert source_ids("rain", own, RECIPE) == source_ids("rain", preprocess, DataRecipe(task="translation", prompt="ice {source}"))
+        other = DataRecipe(task="translation", prompt="snow {source}")
+        assert source_ids("rain", own, other) == source_ids("rain", preprocess, other)
+        batch = encoder(TABLE, own, RECIPE).encode(np.array([1]), None)
+        assert "ice rain" in preprocess.tokenizer.decode(batch.inputs["input_ids"][0])
 
 
 def test_a_decoder_learns_the_target_only(chat):

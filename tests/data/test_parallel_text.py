@@ -105,6 +105,56 @@ def test_catalogues_of_a_folder_are_read_together(tmp_path):
     assert rows(from_path(tmp_path, RECIPE)) == [("snow", "snow!"), ("ice", "ice!")]
 
 
+def tmx(path, source="zh", target="en"):
+    texts = "".join(f'<tuv xml:lang="{name}"><seg>{text}</seg></tuv>' for name, text in ((source, "霜"), (target, "frost")))
+    return write(path, f'<tmx><header srclang="{source}"/><body><tu>{texts}</tu></body></tmx>')
+
+
+def test_pairs_of_files_beside_a_tmx_are_read_in_its_direction(tmp_path):
+    tmx(tmp_path / "记忆.tmx", "zh-CN")
+    pair(tmp_path, "more")
+    for name in ("readme.md", "readme.txt", "lonely.en", "three.en", "three.zh", "three.de"):
+        write(tmp_path / name, "x")
+    write(tmp_path / "t.csv", "a,b\n1,2\n")
+    raw = from_path(tmp_path, RECIPE)
+    assert rows(raw) == [("霜", "frost"), *[(b, a) for a, b in PAIRS]]
+    aside = {row.origin.rpartition("/")[2]: row.reason for row in raw.set_aside}
+    assert set(aside) == {"readme.md", "readme.txt", "lonely.en", "three.en", "three.zh", "three.de"}
+    assert aside["lonely.en"] == "one side of a parallel text, without the other"
+    assert aside["three.de"].startswith("one of 3 sides; data.input_column and data.label_column name the two")
+    assert "endings that name languages" in aside["readme.md"]
+    assert any("1 tables beside the parallel texts were not read, e.g. 't.csv'" in note for note in raw.notes)
+
+
+def test_two_sides_of_three_that_are_named(tmp_path):
+    pair(tmp_path, "a")
+    write(tmp_path / "a.de", "Schnee\nEis\nRegen\n")
+    raw = from_path(tmp_path, DataRecipe(input_column="de", label_column="zh"))
+    assert rows(raw)[0] == ("Schnee", "雪") and [row.origin[-4:] for row in raw.set_aside] == ["a.en"]
+    with pytest.raises(DataError, match=r"holds no two files that can be read together; 'a\.de': one of 3 sides; data\.input_column"):
+        from_path(tmp_path, RECIPE)
+
+
+def test_files_that_go_in_different_directions_are_told(tmp_path):
+    tmx(tmp_path / "a.tmx")
+    tmx(tmp_path / "b.tmx", "en", "zh")
+    (warning,) = (note for note in from_path(tmp_path, RECIPE).notes if note.startswith("warning"))
+    assert "a.tmx from 'zh' to 'en', b.tmx from 'en' to 'zh'" in warning
+
+
+def test_a_compiled_catalogue_beside_its_source_is_told(tmp_path):
+    write(tmp_path / "a.po", 'msgid "snow"\nmsgstr "雪"\n')
+    write(tmp_path / "a.mo", "compiled of the same messages")
+    assert "a.mo was not read: a.po holds its messages" in from_path(tmp_path, RECIPE).notes
+
+
+def test_a_split_without_a_usable_pair_is_named(tmp_path):
+    pair(tmp_path, "train")
+    pair(tmp_path, "test", ["", ""], ["a", "b"])
+    with pytest.raises(DataError, match=r"no row of the test split can be used \(the first set aside: test\.en:1: no source\)"):
+        from_path(tmp_path, RECIPE)
+
+
 def test_what_is_a_table_is_left_to_its_reader(tmp_path):
     write(tmp_path / "a.csv", "source,target\na,b\n")
     assert from_path(tmp_path / "a.csv", RECIPE) is None and from_path(tmp_path, RECIPE) is None

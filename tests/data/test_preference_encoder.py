@@ -97,10 +97,12 @@ def test_an_answer_that_leaves_no_room_is_dropped_and_counted():
 def test_drop_and_refuse():
     encoded, _ = made(ROWS, max_length=60, too_long="drop")
     assert encoded.kept.tolist() == [0, 1] and encoded.truncated == 0 and "1 rows longer than 60" in encoded.warnings[0]
-    with pytest.raises(
-        DataError, match=r"row 2 has \d+ tokens, and data.max_length is 60. Raise data.max_length, or use: data.too_long=cut"
-    ):
+    expected = r"^row:2: the prompt and an answer have \d+ tokens, expected at most 60 \(data\.max_length\)\. Raise data\.max_length, or"
+    with pytest.raises(DataError, match=expected):
         made(ROWS, max_length=60, too_long="refuse")
+    preprocess = TextPreprocess(tokenizer=chat_tokenizer("chatml"), max_length=60)
+    with pytest.raises(DataError, match=r"^row 3 of the split: the prompt and an answer have"):
+        encoder(table(ROWS).drop_columns(["origin"]), preprocess, DataRecipe(too_long="refuse"))
     with pytest.raises(DataError, match="none of 3 rows can be learned from: 3 rows longer than 4 tokens"):
         made(ROWS, max_length=4)
 

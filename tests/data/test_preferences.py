@@ -123,6 +123,8 @@ def test_the_ids_tell_rows_apart():
     [
         ([{"question": "p", "answer": "a"}], {}, "the columns are: 'question', 'answer', expected prompt, chosen, rejected, or"),
         ([{"prompt": "p", "completion": "a", "label": True}], {"task": "reward"}, "data.task got 'reward', which learns from pairs"),
+        ([FORMS["texts"]], {"label_column": "prompt"}, "data.label_column got 'prompt', which says whether a completion is good, but"),
+        ([FORMS["texts"]], {"label_column": "good"}, "data.label_column got 'good', but the columns are: 'prompt', 'chosen'"),
         ([FORMS["texts"]], {"input_column": "question"}, "data.input_column got 'question', but the columns are: 'prompt', 'chosen'"),
         ([{"prompt": "p", "chosen": "a", "rejected": "a"}], {}, "no row can be used; row:0: chosen and rejected are equal"),
     ],
@@ -139,6 +141,36 @@ def test_the_prompt_may_have_another_name_and_rows_a_group():
     ]
     found = raw(rows, input_column="question", group_column="who")
     assert pairs(found) == [WANTED] and found.table["group"].to_pylist() == ["a"]
+
+
+def test_the_label_may_have_another_name():
+    row = {"prompt": "你好？", "completion": "好", "good": "yes", "label": "kept"}
+    assert pairs(raw([row], label_column="good")) == [([USER], [GOOD], None)]
+    found = read_object([{**row, "label": None}], DataRecipe(label_column="good"))
+    assert found.task == "preference" and pairs(found) == [([USER], [GOOD], None)]
+    assert pairs(raw([{**row, **FORMS["texts"]}], label_column="good")) == [([USER], [GOOD], None)]
+
+
+def test_rows_of_one_prompt_stay_in_one_split():
+    rows = [{"prompt": f"p{i % 10}", "chosen": f"好 {i}", "rejected": f"坏 {i}"} for i in range(40)]
+    for task in ("preference", "reward"):
+        data = fl.prepare(rows, task=task)
+        found = [{row["prompt"] for row in table.to_pylist()} for table in data.splits.values()]
+        assert len(found) == 3 and sum(map(len, found)) == 10
+        assert "40 different rows have 10 prompts; rows of one prompt stay in one split" in data.report.notes
+    other = [{**row, "who": f"w{i % 3}"} for i, row in enumerate(rows)]
+    data = fl.prepare(other, group_column="who")
+    assert sum(len({row["prompt"] for row in table.to_pylist()}) for table in data.splits.values()) > 10
+
+
+def test_prompts_of_a_given_split_stay_where_they_are(tmp_path):
+    for name, first in (("train", 0), ("test", 40)):
+        rows = [{"prompt": f"p{i % 10}", "chosen": f"好 {i}", "rejected": f"坏 {i}"} for i in range(first, first + 40)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = fl.prepare(tmp_path)
+    assert data.report.rows["test"] == 40 and data.report.rows["train"] + data.report.rows["validation"] == 40
+    found = [{row["prompt"] for row in data.splits[name].to_pylist()} for name in ("train", "validation")]
+    assert not found[0] & found[1]
 
 
 def test_half_a_surrogate_pair_is_mended():

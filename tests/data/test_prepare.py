@@ -158,6 +158,15 @@ def test_what_cannot_be_learned_from(rows, options, message):
         prepare(rows, **options)
 
 
+def test_a_given_split_of_which_no_row_can_be_used_is_named(tmp_path):
+    train = csv_of(tmp_path / "train.csv", TEXTS[:60])
+    test = csv_of(tmp_path / "test.csv", [("new", ""), ("newer", "")])
+    expected = r"no row of the test split can be used \(the first set aside: test\.csv:2: no label\), expected at least one"
+    for options in ({"data": train, "test": str(test)}, {"data": tmp_path}):
+        with pytest.raises(DataError, match=expected):
+            prepare(**options)
+
+
 def test_unknown_options_name_the_nearest():
     with pytest.raises(RecipeError, match=r"unknown key 'data\.vall'; did you mean 'data\.val'\?"):
         prepare(TEXTS, vall=0.2)

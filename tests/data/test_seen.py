@@ -51,3 +51,14 @@ def test_colour_in_place_of_brackets() -> None:
 def test_the_other_tasks(task: str, rows: list[dict[str, Any]], part: str) -> None:
     for row in seen(task, rows):
         assert row["tokens"] > 0 and part in row["seen"]
+
+
+def test_rows_that_cannot_be_learned_from_are_not_among_them() -> None:
+    """The first, the middle and the last row are too long for their answers; others are not."""
+    rows = [{"prompt": text, "chosen": "好" * (90 if i in (0, 5, 11) else 2), "rejected": f"q{i}"} for i, text in enumerate(TEXTS)]
+    shown = seen("preference", rows)
+    assert len(shown) == 3 and all(row["tokens"] <= 2 * 64 for row in shown)
+
+
+def test_few_rows_are_shown_of_many_documents() -> None:
+    assert len(seen("causal-lm", [{"text": text * 20} for text in TEXTS])) == 3

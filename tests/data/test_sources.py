@@ -204,3 +204,45 @@ def test_a_path_that_was_given_may_be_a_link_but_no_pipe(tmp_path):
         os.mkfifo(tmp_path / name)
         with pytest.raises(DataError, match=rf"{name}' is not a regular file \(a pipe or a device\), expected a file or a folder"):
             read_path(tmp_path / name, DataRecipe())
+
+
+TMX = (
+    '<tmx><header srclang="en"/><body><tu><tuv xml:lang="en"><seg>snow</seg></tuv><tuv xml:lang="zh"><seg>雪</seg></tuv></tu></body></tmx>'
+)
+ENDINGS = {
+    "记忆.tmx": (TMX, "translation"),
+    "a.po": ('msgid "snow"\nmsgstr "雪"\n', "translation"),
+    "a.conll": ("李 B-PER\n明 I-PER\n\n雪 O\n", "token-classification"),
+    "a.conllu": ("1\tsnow\t_\tNOUN\n\n1\tice\t_\tNOUN\n", "token-classification"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_task_that_the_ending_tells(tmp_path, name):
+    content, task = ENDINGS[name]
+    path = write(tmp_path / "d" / name, content)
+    for place in (path, path.parent):
+        raw = read_path(place, DataRecipe())
+        assert raw.task == task and raw.table.num_rows >= 1
+        assert f"task: {task} (guessed from the files' endings; set data.task)" in raw.notes
+    assert read_recipe(DataRecipe(train=str(path), test=str(path))).task == task
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "message"),
+    [
+        ("a.txt", None, r"ends in '\.txt', which does not say what .* expected data\.task\. Use: data\.task=causal-lm"),
+        ("a.en", None, r"ends in '\.en', as one side of a parallel text does, expected data\.task for it\. Use: data\.task=translation"),
+        ("a.txt", "chat", r"ends in '\.txt', expected a table for data\.task='chat': \.csv.*Convert it, for example to JSONL"),
+        ("a.txt", "text-classification", r"ends in '\.txt', expected a folder, a table"),
+    ],
+)
+def test_advice_for_files_of_other_tasks(tmp_path, name, task, message):
+    with pytest.raises(DataError, match=message):
+        read_path(write(tmp_path / name, "x"), DataRecipe(task=task))
+
+
+def test_the_split_that_is_given_apart_is_named(tmp_path):
+    train, test = write(tmp_path / "a.csv", CSV), write(tmp_path / "b.csv", "words,label\nx,pos\n")
+    with pytest.raises(DataError, match=r"^data\.test='.*b\.csv': .*no column looks like the text"):
+        read_recipe(DataRecipe(train=str(train), test=str(test)))

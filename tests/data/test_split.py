@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.data.split import leaking_rows, limit_rows, split_rows
+from frostline.data.raw import SetAside
+from frostline.data.split import leaking_rows, limit_rows, refuse_lost, split_rows
 from frostline.errors import DataError
 
 ids_and_labels = st.lists(
@@ -138,3 +139,12 @@ def test_limit_is_stratified_seeded_and_exact(labels, limit, seed):
 def test_limit_zero():
     with pytest.raises(DataError, match=r"data\.limit got 0"):
         limit_rows(["1"], ["a"], 0, 0)
+
+
+def test_a_split_of_which_nothing_is_left_is_named():
+    aside = [SetAside(origin="a:9", reason="odd"), SetAside(origin="a:2", reason="no label")]
+    refuse_lost(["a:1", "a:2"], ["train", "test"], ["train", "test"], aside)
+    refuse_lost(["a:1", "a:2"], [None, "train"], ["train"], aside)
+    expected = r"no row of the test split can be used \(the first set aside: a:2: no label\), expected at least one"
+    with pytest.raises(DataError, match=expected):
+        refuse_lost(["a:1", "a:2", "a:3"], ["train", "test", "test"], ["train"], aside)

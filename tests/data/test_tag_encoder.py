@@ -9,7 +9,7 @@ import pytest
 from frostline.data.dataset import Schema
 from frostline.data.encode import split_source
 from frostline.data.preprocess import TextPreprocess
-from frostline.data.tag_encoder import encode_words, encoder
+from frostline.data.tag_encoder import encode_words, encoder, joined
 from frostline.errors import DataError
 from frostline.models.tokenizer import train_tokenizer
 from frostline.recipe import DataRecipe
@@ -87,3 +87,10 @@ def test_rows_without_any_place_are_left_out(pieces):
     assert source.table["id"].to_pylist() == ["2"] and len(source.warnings) == 2 and source.rows == 1
     with pytest.raises(DataError, match="none of the 1 rows has a token that can be learned"):
         encoder(table.slice(0, 1), TextPreprocess(tokenizer=pieces), DataRecipe())
+
+
+@pytest.mark.parametrize("words", [["李", "明", "in", "New", "York", "。"], ["a"], [], ["雪", " x", ""]])
+def test_words_as_one_text(words):
+    text, places = joined(words)
+    assert [text[start:end] for start, end in places] == words
+    assert "".join(text.split()) == "".join("".join(words).split())

@@ -7,7 +7,7 @@ import pytest
 
 import frostline as fl
 from frostline.data.tables import Table, spell_column
-from frostline.data.text_pairs import from_table
+from frostline.data.text_pairs import from_table, scaled
 from frostline.errors import DataError
 from frostline.recipe import DataRecipe
 
@@ -41,10 +41,20 @@ def test_triplets_and_lists_of_negatives():
 
 @pytest.mark.parametrize(("given", "expected", "scale"), [([0.5, 1], [0.5, 1], None), ([2.5, 5], [0.5, 1], 5), ([10, 70], [0.1, 0.7], 100)])
 def test_scores(given, expected, scale):
-    raw = from_table(table(sentence1=A, sentence2=B, score=given), RECIPE)
+    raw = scaled(from_table(table(sentence1=A, sentence2=B, score=given), RECIPE))
     assert [row[3] for row in rows(raw)] == pytest.approx(expected)
     assert any("divided by" in note for note in raw.notes) == (scale is not None)
     assert scale is None or (raw.notes[1:] and f"divided by {scale}" in " ".join(raw.notes))
+
+
+def test_one_scale_for_all_files(tmp_path):
+    for name, scores in (("train", (0, 2.5, 5, 4, 3, 1)), ("test", (0.5, 1))):
+        lines = [f"{name}{n},x{n},{score}" for n, score in enumerate(scores)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["sentence1,sentence2,score", *lines]) + "\n")
+    data = fl.prepare(tmp_path, task="embedding", val=0)
+    assert data.splits["test"]["score"].to_pylist() == pytest.approx([0.1, 0.2])
+    assert data.splits["train"]["score"].to_pylist() == pytest.approx([0, 0.5, 1, 0.8, 0.6, 0.2])
+    assert "scores: 0 to 5, divided by 5" in data.report.notes
 
 
 def test_incomplete_rows_are_set_aside():
@@ -68,11 +78,11 @@ def test_prepared():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"first": A, "second": B, "score": [-1, 1]}, r"x\.csv: the scores in 'score' run from -1 to 1, expected 0 to 1, 0 to 5"),
+        ({"first": A, "second": B, "score": [-1, 1]}, r"the scores run from -1 \(x\.csv:2\) to 1 \(x\.csv:3\), expected 0 to 1, 0 to 5"),
         ({"first": A, "foo": B}, r"no column looks like the second text; the columns are: 'foo'\. Set data\.label_column=NAME"),
         ({"first": ["", ""], "second": B}, r"no row has all its texts \(2 set aside, first x\.csv:2: no first text\)"),
     ],
 )
 def test_bad_input(columns, message):
     with pytest.raises(DataError, match=message):
-        from_table(table(**columns), RECIPE)
+        scaled(from_table(table(**columns), RECIPE))

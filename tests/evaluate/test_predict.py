@@ -11,7 +11,7 @@ from torch import nn
 
 from frostline.data.dataset import Schema
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
-from frostline.errors import DataError
+from frostline.errors import DataError, RecipeError
 from frostline.evaluate.predict import predict
 from frostline.models.model import Card, Model
 from frostline.models.tokenizer import train_tokenizer
@@ -290,3 +290,19 @@ def test_texts_that_are_written(task, tmp_path):
     results = predict(parrot(task), ["第1问", str(tmp_path / "问.txt"), str(tmp_path / "rows.jsonl")])
     assert results == [{"input": name, "text": ANSWER} for name in ("第1问", str(tmp_path / "问.txt"), "说 more")]
     assert predict(parrot(task), texts="第1问", max_new_tokens=1) == [{"input": "第1问", "text": ANSWER[:1]}]
+
+
+def test_words_that_were_divided_already(tagger, tmp_path):
+    rows = [{"tokens": ["李", "明", "in", "New", "York"]}, {"tokens": []}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    first, second = predict(tagger, tmp_path / "t.jsonl")
+    assert first["input"] == "李明in New York" and second["entities"] == []
+    assert [(one["text"], one["start"], one["end"]) for one in first["entities"]] == [("李明", 0, 2), ("New York", 5, 13)]
+
+
+def test_how_much_is_written_is_for_models_that_write(text_model):
+    assert predict(parrot("causal-lm"), texts="第1问", max_new_tokens=2)[0]["text"] == ANSWER[:2]
+    with pytest.raises(RecipeError, match=r"max_new_tokens \(--max-new-tokens\) got 3, which is for models that write"):
+        predict(text_model, texts="好", max_new_tokens=3)
+    with pytest.raises(RecipeError, match=r"max_new_tokens \(--max-new-tokens\) got 0, expected 1 or more"):
+        predict(parrot("chat"), texts="好", max_new_tokens=0)

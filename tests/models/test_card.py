@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline.data.preprocess import ImagePreprocess
+from frostline.data.preprocess import ImagePreprocess, with_prompt
 from frostline.errors import ModelError
 from frostline.models.card import card_from_dict, card_to_dict, load_tokenizer, read_json
 from frostline.models.load import load
@@ -59,3 +59,17 @@ def test_what_a_target_begins_with(tmp_path: Path) -> None:
     for start in (-1, "2", 10**9):
         with pytest.raises(ModelError, match=r"frostline.preprocess.start got"):
             card_from_dict({**values, "preprocess": {**values["preprocess"], "start": start}}, folder)
+
+
+def test_what_is_asked_of_a_decoder(tmp_path: Path) -> None:
+    folder = folder_of("llama", tmp_path / "hf")
+    model = load(folder, task=schema("translation"))
+    values = json.loads(json.dumps(card_to_dict(model, channels_last=False)))
+    assert "prompt" not in values["preprocess"], "cards of before are read as they were"
+    assert card_from_dict(values, folder).card.preprocess.prompt is None  # type: ignore[union-attr]
+    model.card.preprocess = with_prompt(model.card.preprocess, "译：{source}")
+    values = json.loads(json.dumps(card_to_dict(model, channels_last=False)))
+    assert card_from_dict(values, folder).card.preprocess.prompt == "译：{source}"  # type: ignore[union-attr]
+    for prompt in ("译", 3, None):
+        with pytest.raises(ModelError, match=r"frostline.preprocess.prompt got"):
+            card_from_dict({**values, "preprocess": {**values["preprocess"], "prompt": prompt}}, folder)

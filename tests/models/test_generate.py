@@ -143,3 +143,23 @@ def test_bad_arguments() -> None:
         generate(Model(module=nn.Linear(1, 1), card=model.card), PROMPTS, max_new_tokens=1, stop=[])
     with pytest.raises(ModelError, match=r"row 1 got \[\], expected at least one token"):
         generate(model, [[5], []], max_new_tokens=1, stop=[])
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("kind", ["gpt2", "transformer"])
+def test_an_adapters_virtual_tokens_take_room(kind: str, method: str) -> None:
+    from frostline.adapt.apply import adapt
+
+    model = _model(kind, positions=12)
+    model.card.preprocess = TextPreprocess(tokenizer=model.card.preprocess.tokenizer, max_length=6)
+    adapt(model, method, tokens=4)
+    if kind == "gpt2":
+        assert [len(row) for row in generate(model, [[5] * 5, [6]], max_new_tokens=20, stop=[])] == [3, 7]
+        with pytest.raises(ModelError, match=r"row 0 got a prompt of 8 tokens, expected fewer than the 8 positions"):
+            generate(model, [[5] * 8], max_new_tokens=20, stop=[])
+        return
+    longest = 8 if method == "prompt" else 12  # in an encoder-decoder prompts stand before what is read, prefixes before what is written
+    room = 12 if method == "prompt" else 8
+    assert [len(row) for row in generate(model, [[5] * longest], max_new_tokens=20, stop=[])] == [room]
+    with pytest.raises(ModelError, match=rf"row 0 got a prompt of {longest + 1} tokens"):
+        generate(model, [[5] * (longest + 1)], max_new_tokens=20, stop=[])

@@ -13,7 +13,8 @@ import torch
 
 from frostline.data.dataset import Schema
 from frostline.errors import ModelError
-from frostline.models.gguf import check_gguf, gguf_file, read_gguf
+from frostline.models import gguf as ours
+from frostline.models.gguf import check_gguf, gguf_file, read_gguf, read_gguf_header
 
 CHAT = Schema(task="chat", target="none")
 WIDTH, HEADS, LAYERS, HIDDEN = 64, 2, 2, 64
@@ -176,6 +177,15 @@ def test_an_architecture_that_cannot_do_the_task(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "x.gguf")
     with pytest.raises(ModelError, match=r"cannot do 'image-classification'"):
         read_gguf(path, Schema(task="image-classification", labels=("a", "b")))
+
+
+def test_a_file_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, checked = write_gguf(tmp_path / "x.gguf"), []
+    monkeypatch.setattr(ours, "check_gguf", lambda path: (checked.append(path), check_gguf(path))[1])
+    read_gguf(path, CHAT)
+    assert checked == [path]
+    read_gguf_header(path)
+    assert checked == [path, path]
 
 
 @pytest.mark.slow

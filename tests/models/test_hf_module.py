@@ -7,7 +7,17 @@ import torch
 
 from frostline.data.dataset import Schema
 from frostline.errors import ModelError
-from frostline.models.hf_module import BodyWithHead, body_name, build_transformers, from_state, parse_config, quiet, task_class
+from frostline.models.hf_module import (
+    NO_LIMIT,
+    BodyWithHead,
+    body_name,
+    build_transformers,
+    from_state,
+    parse_config,
+    positions_of,
+    quiet,
+    task_class,
+)
 from tests.models import tiny
 
 
@@ -89,3 +99,16 @@ def test_the_class_for_a_task(kind: str, task: str, name: str) -> None:
 def test_architectures_that_cannot(kind: str, task: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         task_class(parse_config({"model_type": kind}), Schema(task=task))  # type: ignore[arg-type]
+
+
+def test_positions_of_a_network() -> None:
+    import transformers as hf
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 20}
+    bert = hf.BertModel(hf.BertConfig(**small, max_position_embeddings=30))
+    roberta = hf.RobertaModel(hf.RobertaConfig(**small, max_position_embeddings=30, pad_token_id=1))
+    assert positions_of(bert) == 30 and positions_of(roberta) == 28
+    roberta.embeddings.position_embeddings.padding_idx = None  # as where the end token pads too
+    assert positions_of(roberta) == 28
+    assert positions_of(hf.T5Model(hf.T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))) == NO_LIMIT
+    assert positions_of(torch.nn.Linear(2, 2)) == NO_LIMIT

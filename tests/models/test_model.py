@@ -6,7 +6,7 @@ from torch import nn
 
 from frostline.data.dataset import Schema
 from frostline.data.preprocess import ImagePreprocess
-from frostline.models.model import Card, Model, evaluating, logits_of
+from frostline.models.model import Card, Model, evaluating, logits_of, with_own
 
 
 def model(module):
@@ -36,3 +36,15 @@ def test_logits_of_a_tensor_and_of_an_output_object():
         logits = torch.ones(1)
 
     assert logits_of(torch.zeros(1)) == 0 and logits_of(Output()) == 1
+
+
+def test_an_attribute_of_its_own_is_put_back_even_where_there_was_none():
+    layer = nn.Linear(2, 2)
+    x = torch.ones(1, 2)
+    plain = layer(x)
+    with with_own(layer, "forward", lambda x: x + 1):
+        with pytest.raises(ZeroDivisionError), with_own(layer, "forward", lambda x: x + 2):
+            assert torch.equal(layer(x), x + 2)
+            raise ZeroDivisionError
+        assert torch.equal(layer(x), x + 1)
+    assert torch.equal(layer(x), plain) and "forward" not in vars(layer)

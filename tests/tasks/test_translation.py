@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,7 @@ import frostline as fl
 from frostline.data.dataset import Schema
 from frostline.data.encode import split_source
 from frostline.data.preprocess import TextPreprocess
+from frostline.evaluate import answers
 from frostline.kernels.outputs import outputs_of
 from frostline.models.model import Card, Model
 from frostline.models.seq2seq import build_seq2seq
@@ -19,6 +22,7 @@ from frostline.recipe import DataRecipe, TrainRecipe
 from frostline.tasks import get_task
 from frostline.tasks.task import LossOptions
 from tests import small
+from tests.models.language import folder_of
 
 SCHEMA, TASK = Schema(task="translation", target="none"), get_task("translation")
 TEXTS = ["Translate 翻译: snow and ice rain 雪和冰雨\nuserassistant"] * 2
@@ -58,3 +62,18 @@ def test_a_whole_run(tmp_path):
     run = fl.train(fl.plan(model, data, out=str(tmp_path / "run"), epochs=1, batch=8, lr=1e-2), quiet=True)
     metrics = fl.evaluate(run).metrics
     assert metrics["loss"] < 5 and {"bleu", "chrf"} <= set(metrics)
+
+
+def test_a_model_folder_alone_asks_as_it_was_trained(tmp_path, monkeypatch):
+    """Without the run around it there is no recipe: the request stands in the card."""
+    rows = [{"source": f"snow {n}", "target": f"雪 {n}"} for n in range(12)]
+    data = fl.prepare(rows, task="translation", prompt="Say: {source}")
+    model = fl.load(str(folder_of("llama", tmp_path / "llama", max_position_embeddings=200)), data=data, max_length=160)
+    options = {"epochs": 1, "batch": 8, "lr": 1e-3, "cache": "off", "adapt": {"method": "lora", "rank": 2}}
+    run = fl.train(fl.plan(model, data, out=str(tmp_path / "run"), **options), quiet=True)
+    shutil.copytree(run.model_folder, tmp_path / "alone")
+    asked = []
+    monkeypatch.setattr(answers, "generate", lambda model, prompts, **rest: [asked.append(prompt) or [] for prompt in prompts])
+    fl.predict(str(tmp_path / "alone"), ["rain"])
+    fl.predict(run, ["rain"])
+    assert asked[0] == asked[1] and "Say: rain" in model.card.preprocess.tokenizer.decode(asked[0])
