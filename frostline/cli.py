@@ -113,7 +113,8 @@ def _recipe(options: argparse.Namespace, data: str | None) -> Any:
     }
     given = {key: value for key, value in flags.items() if value is not None}
     recipe, sources = resolve(data if is_recipe else None, options.overrides, given)
-    if recipe.data.path is None and recipe.data.train is None:
+    elsewhere = getattr(options, "on", None) is not None  # nothing is read there
+    if not elsewhere and recipe.data.path is None and recipe.data.train is None:
         raise RecipeError(f"no data was given, expected {commands.DATA}. For example: frostline {options.command} photos/")
     return recipe, sources
 
@@ -195,8 +196,46 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    if options.on is not None:
+        _plan_elsewhere(options)
+        return
+    alone = [f"--{name} {value}" for name in ("rows", "labelled") if (value := getattr(options, name)) is not None]
+    if alone:
+        raise RecipeError(f"got {alone[0]!r} without --on; a plan for this machine counts the data itself. Remove it, or use: --on this")
+    if options.html is not None and Path(options.html).exists():
+        raise RunError(f"--html {options.html!r} exists already and was not written over. Choose another file")
     plan = _stages(options)
-    _print(options, plan.to_dict(), str(plan))
+    content, said = plan.to_dict(), str(plan)
+    if options.html is not None:
+        from frostline.files import write_atomically
+        from frostline.plan.picture import plan_html
+
+        write_atomically(Path(options.html), plan_html(plan).encode())
+        content, said = {**content, "html": options.html}, f"{said}\n\nThe plan as a picture: {options.html}"
+    _print(options, content, said)
+
+
+def _plan_elsewhere(options: argparse.Namespace) -> None:
+    """A run on a machine that need not be at hand, from the model's config alone."""
+    from frostline.conflicts import conflicts_of_recipe
+    from frostline.plan.estimate import estimate
+    from frostline.plan.target import parse_target
+    from frostline.plan.wanted import from_recipe
+
+    if options.html is not None:
+        raise RecipeError(f"got '--html {options.html}' with --on, which gives text or --json. Leave one of them out")
+    if options.data is not None and Path(options.data).suffix.lower() not in (".yaml", ".yml"):
+        raise RecipeError(
+            f"got the data {options.data!r} with --on, which reads no data, expected a recipe or none. "
+            "Say how much there is instead: --rows N data.max_length=TOKENS"
+        )
+    recipe, _ = _recipe(options, options.data)
+    target = parse_target(options.on)
+    wanted = from_recipe(recipe, rows=options.rows, labelled=1.0 if options.labelled is None else options.labelled)
+    if found := conflicts_of_recipe(recipe):
+        raise RecipeError("\n- ".join(found))
+    answer = estimate(wanted, target)
+    _print(options, answer.to_dict(), str(answer))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -254,7 +293,7 @@ def _predict(options: argparse.Namespace) -> None:
         options.text += lines  # a line is a text, even where a file of that name exists
     else:
         inputs += [line for line in lines if line.strip()]
-    given = {"column": options.column, "encoding": options.encoding}
+    given = {"column": options.column, "encoding": options.encoding, "max_new_tokens": options.max_new_tokens}
     reading = {name: value for name, value in given.items() if value is not None}
     start = time.perf_counter()
     results = api.predict(

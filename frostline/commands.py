@@ -11,17 +11,24 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from frostline.errors import RecipeError
+from frostline.recipe import TaskName
 
-DATA = "a folder, a file (CSV, TSV, JSONL, Parquet, IDX), or a recipe (.yaml)"
+DATA = "a folder, a file (CSV, TSV, JSONL, Parquet, IDX; by the task also TXT, CoNLL, TMX, PO), or a recipe (.yaml)"
+_TASKS = f"what is to be learned: {', '.join(get_args(TaskName))}; guessed where that can be"
+_MODELS = (
+    "an HF folder, a hub id, a GGUF file or a trained run; or from zero, for images: vgg11 to vgg19, efficientnet-lite0, cnn, mlp, "
+    "transformer, layers; for texts: gru, lstm, cnn, mlp, transformer; that write: gpt, gpt2, seq2seq, transformer"
+)
 
 _SETTING = re.compile(r"[a-z_]+(\.[a-z_]+)*=", re.ASCII)
 
 _EXAMPLES = """examples:
   frostline train photos/ --model efficientnet-lite0        a folder per class; tunes a new head
   frostline train reviews.csv --model gru train.epochs=5    texts and labels; a network from zero
+  frostline train chat.jsonl --model llm.gguf --adapt lora  conversations; tunes a small adapter
   frostline train photos/ --adapt "last 2" train.lr=1e-4    the last two blocks learn as well
   frostline init photos/ > recipe.yaml                      write a commented recipe, edit it, then
   frostline train recipe.yaml train.lr=3e-4                 run it, with one value changed
@@ -37,8 +44,13 @@ _HELP = {
     "  frostline train chat.jsonl --task chat --model SmolLM2.gguf --adapt lora adapt.rank=16\n"
     "  frostline train recipe.yaml train.lr=3e-4 train.epochs=5\n  frostline train --resume runs/vgg",
     "predict": "examples:\n  frostline predict runs/vgg cat.jpg more-photos/\n  frostline predict runs/gru --text '这家店很好'\n"
-    "  frostline predict runs/gru more.csv --column review\n  cat lines.txt | frostline predict runs/gru - --json",
-    "plan": "examples:\n  frostline plan photos/ --model efficientnet-lite0\n  frostline plan recipe.yaml plan.cache=off",
+    "  frostline predict runs/gru more.csv --column review\n  cat lines.txt | frostline predict runs/gru - --json\n"
+    "  frostline predict runs/chat questions.jsonl --max-new-tokens 64",
+    "plan": "examples:\n  frostline plan photos/ --model efficientnet-lite0\n  frostline plan recipe.yaml plan.cache=off\n"
+    "  frostline plan recipe.yaml --html plan.html\n"
+    "before a machine is rented, of a language model by LoRA or in full; neither data nor weights are read:\n"
+    "  frostline plan --model llama/config.json --on h200 --adapt lora train.precision=bf16 train.batch=8\n"
+    "  frostline plan --model llama/ --on '2 cores 24GB' --rows 5000 --adapt lora adapt.base=nf4 data.max_length=512",
     "check": "examples:\n  frostline check photos/\n  frostline check recipe.yaml --json",
     "evaluate": "examples:\n  frostline evaluate runs/vgg\n  frostline evaluate runs/vgg --split validation --json",
     "init": "examples:\n  frostline init photos/ > recipe.yaml\n  frostline init reviews.csv --out reviews.yaml --model gru",
@@ -101,7 +113,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         return sub
 
     sub = command("init", "Look at the data and write a commented recipe for it.", json=False)
-    sub.add_argument("data", help="a folder or a file")
+    sub.add_argument("data", help=DATA)
     _model_flags(sub, "file that is written; standard output when not given")
     for name, text, out in [
         ("check", "Find everything that is wrong before a run; train nothing, write nothing.", "folder that the run will have"),
@@ -112,11 +124,17 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub = command(name, text)
         sub.add_argument("data", nargs="?", help=DATA)
         _model_flags(sub, out)
+        if name == "plan":
+            sub.add_argument("--html", metavar="FILE", help="write the plan as a picture too: one page that stands alone")
         if name == "train":
             sub.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+        if name == "plan":
+            sub.add_argument("--on", metavar="MACHINE", help="this, h200, a100-80gb, rtx4090 …, or '2 cores 24GB': estimate a run there")
+            sub.add_argument("--rows", type=int, metavar="N", help="with --on: rows of the data; 1000 when not given")
+            sub.add_argument("--labelled", type=float, metavar="SHARE", help="with --on: share of tokens with a label; 1 when not given")
     sub = command("prepare", "Read, clean and split the data, and print the report.")
     sub.add_argument("data", help=DATA)
-    sub.add_argument("--task", help="image-classification or text-classification")
+    sub.add_argument("--task", help=_TASKS)
     sub.add_argument("--out", help="write the prepared dataset into this folder")
     _run_commands(command)
     return parser, commands.choices  # type: ignore[return-value]
@@ -127,13 +145,14 @@ def _run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("evaluate", "Score a run on its test split and write report.html into its folder.")
     sub.add_argument("folder", metavar="RUN")
     sub.add_argument("--split", choices=("train", "validation", "test"), help="test, where there is one, when not given")
-    sub = command("predict", "Predict with a run: files, folders, a CSV, or lines of standard input (-).")
+    sub = command("predict", "Predict, answer or translate with a run: files, folders, tables, or lines of standard input (-).")
     sub.add_argument("folder", metavar="RUN", help="a run's folder or a model's folder")
-    sub.add_argument("inputs", nargs="*", metavar="FILE", help="files, folders, a CSV or JSONL; - reads lines from standard input")
+    sub.add_argument("inputs", nargs="*", metavar="FILE", help="files, folders, tables (CSV, JSONL …); - reads lines from standard input")
     sub.add_argument("--text", action="append", default=[], help="a text itself; may be repeated")
-    sub.add_argument("--column", metavar="NAME", help="a table's column of the text or image path; the run's own, or guessed")
+    sub.add_argument("--column", metavar="NAME", help="a table's column of what is predicted; the run's own, or guessed by its task")
     sub.add_argument("--encoding", help="text encoding of the files; the run's own, or detected")
     sub.add_argument("--batch", type=int, default=32, help="rows at a time")
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help="the most that a model writes to one input; 256 when not given")
     sub = command("show", "Show a run, or `show data DATA`: rows as the model will see them.")
     sub.add_argument("what", nargs="+", metavar="RUN | data DATA")
     _model_flags(sub, None)
@@ -142,10 +161,8 @@ def _run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _model_flags(parser: argparse.ArgumentParser, out: str | None) -> None:
-    parser.add_argument("--task", help="image-classification or text-classification; guessed when not given")
-    parser.add_argument(
-        "--model", metavar="NAME|PATH", help="vgg16, efficientnet-lite0, cnn, mlp, lstm, gru, transformer, or an HF folder or id"
-    )
+    parser.add_argument("--task", help=_TASKS)
+    parser.add_argument("--model", metavar="NAME|PATH", help=_MODELS)
     methods = 'head, "last N", full, gradual, lora, vera, ia3, adapter, prefix, prompt, p-tuning, bitfit or norms'
     parser.add_argument("--adapt", metavar="A", help=methods)
     if out is not None:

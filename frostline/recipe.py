@@ -76,7 +76,7 @@ class DataRecipe:
     """Where the rows are, what their columns mean, and how they are divided."""
 
     path: str | None = None
-    """A folder, a file (CSV, TSV, JSONL, Parquet, IDX), or a folder that `frostline prepare` wrote."""
+    """A folder, a file (CSV, TSV, JSONL, Parquet, IDX; by the task TXT, CoNLL, TMX, PO), or a folder that `frostline prepare` wrote."""
     task: TaskName | None = None
     """What is to be learned; guessed from the data when not given."""
     target: Literal["class", "multi-label", "number"] = "class"
@@ -90,7 +90,7 @@ class DataRecipe:
     input_column: str | None = None
     """Column of the text (of the source, for translation), or of the image's path; guessed and printed when not given."""
     label_column: str | None = None
-    """Column of the label (of the target, for translation); guessed and printed when not given."""
+    """Column of the label (of the target, for translation; of the verdict, for judged answers); guessed and printed when not given."""
     group_column: str | None = None
     """Rows that share this column's value never land in two splits."""
     label_separator: str = "|"
@@ -218,6 +218,10 @@ class PlanRecipe:
     """Let freed memory stay with the process; for the whole process, from the first plan on."""
     fuse_adapter: Literal["auto", "on", "off"] = "auto"
     """Compute a linear layer and its LoRA update as one operation."""
+    prepack: Literal["auto", "on", "off"] = "auto"
+    """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
+    int8: Literal["auto", "on", "off"] = "auto"
+    """Multiply with frozen weights in int8; auto: with quality fast, where it is timed faster and changes the loss little."""
     cache_limit_gb: float = 20.0
     """Most disk that the store may take, in GB."""
 

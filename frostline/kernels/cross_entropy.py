@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.precision import cast, no_autocast, wide
 
 CHUNK_BYTES = 64 << 20
@@ -44,25 +45,36 @@ class TokenLoss:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, chunk_bytes: int = CHUNK_BYTES, softcap: float | None = None
+    hidden: Tensor,
+    weight: Tensor | FrozenProduct,
+    bias: Tensor | None,
+    labels: Tensor,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    softcap: float | None = None,
 ) -> TokenLoss:
     """``F.cross_entropy(hidden @ weight.T + bias, labels, reduction="none")`` of labelled rows, and whether each is right.
 
-    ``hidden`` (rows, width), ``weight`` (vocabulary, width), ``bias`` (vocabulary,), ``labels`` int64 (rows,).
+    ``hidden`` (rows, width), ``weight`` (vocabulary, width), ``bias`` (vocabulary,), ``labels`` int64 (rows,). ``weight`` may be
+    what multiplies with it, where it is frozen.
     """
     assert hidden.dim() == 2 and labels.shape == hidden.shape[:1], f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)}"
+    (plain, product) = (weight, None) if isinstance(weight, Tensor) else (None, weight)
+    outputs = weight.shape[0] if isinstance(weight, Tensor) else weight.outputs
     if len(labels):
         low, high = (int(bound) for bound in torch.aminmax(labels))
-        assert low >= 0 and high < len(weight), f"labels from {low} to {high} for {len(weight)} outputs: pass the labelled rows only"
-    rows = _rows_per_chunk(len(hidden), chunk_bytes // (len(weight) * wide(hidden.dtype).itemsize))
-    options = _Options(rows=rows, softcap=softcap, graph=torch.is_grad_enabled())
-    nll, correct = _LinearCrossEntropy.apply(*cast(hidden, weight, bias), labels, options)
+        assert low >= 0 and high < outputs, f"labels from {low} to {high} for {outputs} outputs: pass the labelled rows only"
+    rows = _rows_per_chunk(len(hidden), chunk_bytes // (outputs * wide(hidden.dtype).itemsize))
+    options = _Options(rows=rows, outputs=outputs, product=product, softcap=softcap, graph=torch.is_grad_enabled())
+    nll, correct = _LinearCrossEntropy.apply(*cast(hidden, plain, bias), labels, options)
     return TokenLoss(nll=nll, correct=correct)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     rows: int
+    outputs: int
+    product: FrozenProduct | None
     softcap: float | None
     graph: bool
     """Whether a graph is recorded; inside a Function that can no longer be asked."""
@@ -81,7 +93,7 @@ class _Chunk:
 
 class _LinearCrossEntropy(Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, options: _Options) -> Any:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor | None, bias: Tensor | None, labels: Tensor, options: _Options) -> Any:
         needs_hidden, *needs_layer = ctx.needs_input_grad[:3]
         learns = options.graph and any(needs_layer)
         nll = hidden.new_empty(len(hidden), dtype=wide(hidden.dtype))
@@ -100,7 +112,7 @@ class _LinearCrossEntropy(Function):
                 if log_sums is not None:
                     log_sums[part] = log_sum.squeeze(1)
                 if slopes is not None:
-                    torch.mm(_to_logits(chunk, z.div_(total), label, None), weight, out=slopes[part])
+                    _multiply_back(_to_logits(chunk, z.div_(total), label, None), weight, options, slopes[part])
         ctx.options, ctx.learns = options, learns
         ctx.mark_non_differentiable(correct)
         ctx.save_for_backward(*((hidden, weight, bias, labels, log_sums) if learns else (slopes,)))
@@ -141,25 +153,41 @@ def _rows_per_chunk(rows: int, most: int) -> int:
     return max(1, -(-rows // max(1, chunks)))
 
 
-def _chunks(hidden: Tensor, weight: Tensor, bias: Tensor | None, options: _Options) -> Iterator[_Chunk]:
-    product = hidden.new_empty(options.rows, len(weight))
-    logits = product if hidden.dtype == wide(hidden.dtype) else torch.empty_like(product, dtype=wide(hidden.dtype))
-    squashed = None if options.softcap is None else torch.empty_like(logits)
+def _multiply_back(slope: Tensor, weight: Tensor | None, options: _Options, out: Tensor) -> None:
+    """The hidden states' gradient from the logits'."""
+    if options.product is not None:
+        out.copy_(options.product.gradient(slope))
+    else:
+        assert weight is not None, "a weight or its product"
+        torch.mm(slope, weight, out=out)
+
+
+def _chunks(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, options: _Options) -> Iterator[_Chunk]:
+    product = hidden.new_empty(options.rows if options.product is None else 0, options.outputs)
+    same = hidden.dtype == wide(hidden.dtype)
+    logits = product if same else hidden.new_empty(options.rows, options.outputs, dtype=wide(hidden.dtype))
+    squashed = None if options.softcap is None else hidden.new_empty(options.rows, options.outputs, dtype=wide(hidden.dtype))
     for start in range(0, len(hidden), options.rows):
         part = slice(start, min(start + options.rows, len(hidden)))
         count = part.stop - start
-        into, z = product[:count], logits[:count]
-        if bias is None:
-            torch.mm(hidden[part], weight.t(), out=into)
+        into, z = _logits(hidden[part], weight, bias, options, product[:count]), logits[:count]
+        if into.dtype == z.dtype:
+            z = into
         else:
-            torch.addmm(bias, hidden[part], weight.t(), out=into)
-        z.copy_(into)  # nothing is copied where the two are one
+            z.copy_(into)
         slope = None
         if squashed is not None and options.softcap is not None:
             slope = squashed[:count].copy_(z.div_(options.softcap).tanh_())
             slope.square_().neg_().add_(1)
             z.mul_(options.softcap)
         yield _Chunk(part=part, logits=z, slope=slope, product=into)
+
+
+def _logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, options: _Options, out: Tensor) -> Tensor:
+    if options.product is not None:
+        return options.product.forward(hidden, bias)
+    assert weight is not None, "a weight or its product"
+    return torch.mm(hidden, weight.t(), out=out) if bias is None else torch.addmm(bias, hidden, weight.t(), out=out)
 
 
 def _largest(logits: Tensor, own: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,14 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
     """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
-    waiting = probe.input_bytes * (workers + 2)
-    mapped = min(stored_bytes or 0, 2**30)  # pages of the store that stay mapped; the system takes them back when it needs them
-    return resident + state + probe.saved_bytes + probe.transient_bytes + waiting + mapped
+    return resident + state + probe.saved_bytes + passing_bytes(probe, workers) + mapped_bytes(stored_bytes)
+
+
+def passing_bytes(probe: Probe, workers: int) -> int:
+    """What comes and goes in a step: the temporaries, and the batches that wait."""
+    return probe.transient_bytes + probe.input_bytes * (workers + 2)
+
+
+def mapped_bytes(stored_bytes: int | None) -> int:
+    """Pages of the store that stay mapped; the system takes them back when it needs them."""
+    return min(stored_bytes or 0, 2**30)

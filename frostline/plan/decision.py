@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,3 +16,5 @@ class Decision:
     saves_seconds: float = 0.0
     costs: str = ""
     exact: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What was chosen within the pass (JSON values), so that a run that goes on chooses the same."""

@@ -18,6 +18,9 @@ from torch import Tensor
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
+from frostline.kernels.frozen_linear import multiplying
+from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.lora_linear import fused
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
@@ -25,7 +28,7 @@ from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find
 from frostline.plan.store import PrefixStore, StoreDamaged
 from frostline.tasks.task import Task
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+TOLERANCE = {"fp32": 1e-4, "int8": 2e-2, "bf16": 5e-2}
 """Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
 
 
@@ -51,6 +54,10 @@ class Execution:
     channels_last: bool = False
     pack: bool = False
     """Whether the blocks of a transformer are computed for real tokens only."""
+    fused: bool = False
+    """Whether linear layers and their LoRA updates are computed as one function."""
+    products: dict[str, FrozenProduct] = field(default_factory=dict)
+    """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
     line: FrostLine | None = None
     """Set where the prefix is read from stores."""
     stores: dict[str, PrefixStore] = field(default_factory=dict)
@@ -65,8 +72,18 @@ class Execution:
 
     def forward(self, batch: Batch) -> Any:
         """The task's outputs: logits (rows, outputs), float32 at least, or the scores of labelled tokens."""
-        with self._autocast():
-            return outputs_of(self.task, self.model, batch, lambda: self._run(batch))
+        with self._numerics():
+            return outputs_of(self.task, self.model, batch, lambda: self._run(batch), self.products.get(self.model.output or ""))
+
+    @property
+    def lowered(self) -> list[str]:
+        """Names of the layers that do not multiply exactly."""
+        return sorted(name for name, product in self.products.items() if not product.exact)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest relative difference between the same rows computed twice, in other batches."""
+        return max(TOLERANCE[self.precision], TOLERANCE["int8"] if self.lowered else 0.0)
 
     def _run(self, batch: Batch) -> Tensor:
         if batch.border is not None:
@@ -79,13 +96,13 @@ class Execution:
 
     def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
         """The frost line, found in the precision that the prefix will run in, which its border tensors are stored in."""
-        with self._autocast(), passing_through(self.task, self.model):
+        with self._numerics(), passing_through(self.task, self.model):
             return find_frost_line(self.model.module, self._laid_out(inputs))
 
     def prefix(self, batch: Batch) -> list[Tensor]:
         """The border tensors of a batch, by running the frozen prefix."""
         assert self.line is not None, "no frost line"
-        with self._autocast(), passing_through(self.task, self.model):
+        with self._numerics(), passing_through(self.task, self.model):
             return [tensor.contiguous() for tensor in capture(self.model.module, self.line, self._laid_out(batch.inputs))]
 
     def prove(self, split: str, rows: int = 1, epoch: int = 0) -> bool:
@@ -108,14 +125,14 @@ class Execution:
                 return self._drop(split, str(damage))
             for a, b in zip(fresh, stored, strict=True):
                 difference = (a.float() - b.float()).abs().max()
-                if not difference <= TOLERANCE[self.precision] * a.float().abs().max().clamp_min(1e-6):
+                if not difference <= self.tolerance * a.float().abs().max().clamp_min(1e-6):
                     return self._drop(split, f"row {row} recomputed differs by {float(difference):.2e}")
         return True
 
     def check_line(self, batch: Batch) -> float:
         """The relative difference that the frost line makes to a batch's logits; see :func:`frost_line.deviation`."""
         assert self.line is not None, "no frost line"
-        with self._autocast(), passing_through(self.task, self.model):
+        with self._numerics(), passing_through(self.task, self.model):
             return deviation(self.model.module, self.line, self._laid_out(batch.inputs))
 
     def _stored(self, split: str, source: SplitSource) -> Encode:
@@ -157,9 +174,19 @@ class Execution:
         return {name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for name, value in inputs.items()}
 
     @contextlib.contextmanager
-    def _autocast(self) -> Iterator[None]:
-        if self.precision == "bf16":
-            with torch.autocast("cpu" if not next(self.model.module.parameters()).is_cuda else "cuda", dtype=torch.bfloat16):
-                yield
-        else:
+    def _numerics(self) -> Iterator[None]:
+        with self.autocast(), self.kernels():
             yield
+
+    @contextlib.contextmanager
+    def kernels(self) -> Iterator[None]:
+        """What computes in place of the module's own layers; a backward pass that may recompute blocks belongs inside."""
+        module = self.model.module
+        with fused(module) if self.fused else contextlib.nullcontext(), multiplying(module, self.products):
+            yield
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """The precision of the run."""
+        if self.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast("cpu" if not next(self.model.module.parameters()).is_cuda else "cuda", dtype=torch.bfloat16)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from frostline.models.model import logits_of
+from frostline.models.model import logits_of, with_own
 
 Inputs = dict[str, Tensor]
 
@@ -247,19 +247,11 @@ def replaced(module: nn.Module, prefix: Mapping[Call, Any], give: Callable[[Call
         counts[name] = index + 1
         return give(Call(name=name, index=index)) if index in wanted[name] else plain(*args, **kwargs)
 
-    patched: list[tuple[nn.Module, Any]] = []
-    try:
+    with contextlib.ExitStack() as stack:
         for name in wanted:
             child = module.get_submodule(name)
-            patched.append((child, child.__dict__.get("forward")))
-            child.forward = functools.partial(forward, name, child.forward)  # type: ignore[method-assign]
+            stack.enter_context(with_own(child, "forward", functools.partial(forward, name, child.forward)))
         yield
-    finally:
-        for child, before in patched:
-            if before is None:
-                del child.__dict__["forward"]
-            else:
-                child.forward = before  # type: ignore[method-assign]
 
 
 def capture(module: nn.Module, line: FrostLine, inputs: Inputs) -> list[Tensor]:

@@ -20,11 +20,23 @@ from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
 from frostline.models.model import Model
-from frostline.plan.cost import STATE_TENSORS, Cost, Work, predict_peak_bytes, predict_seconds
+from frostline.plan.cost import STATE_TENSORS, Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
+from frostline.plan.frozen_layers import frozen_layers
 from frostline.plan.machine import machine, memory_limit, resident_bytes
-from frostline.plan.passes import allocator, cache_prefix, channels_last, fuse_adapter, label_logits, pack, precision, reference
+from frostline.plan.passes import (
+    allocator,
+    cache_prefix,
+    channels_last,
+    fuse_adapter,
+    label_logits,
+    lower_frozen,
+    pack,
+    precision,
+    prepack_frozen,
+    reference,
+)
 from frostline.plan.probe import probe
 from frostline.recipe import AdaptRecipe, DataRecipe, Recipe
 from frostline.tasks import get_task
@@ -46,7 +58,8 @@ class Plan:
     decisions: list[Decision]
     predicted: Cost
     parameters: dict[str, int] = field(default_factory=dict)
-    """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations."""
+    """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations, of
+    what comes and goes in a step, and of stored rows in memory."""
     warnings: list[str] = field(default_factory=list)
     """What the labels of the training rows' tokens must be known for: cuts, missing end tokens, templates."""
     carried_out: bool = False
@@ -174,13 +187,18 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     kept = allocator.propose(recipe)
     layout, types = channels_last.propose(recipe, execution), precision.propose(recipe, here)
     execution.precision = "bf16" if types.on else "fp32"
-    fused = fuse_adapter.propose(recipe, model.module)
+    fused = fuse_adapter.propose(recipe, execution)
     packed = pack.propose(recipe, execution)
-    others = [decision for decision in (layout, types, kept, label_logits.propose(execution), fused, packed) if decision]
-    measured, line = probe(
-        execution, lambda outputs, labels: task.loss(outputs, labels, options), min(recipe.train.batch, execution.sources["train"].rows)
-    )
     work = _work(recipe, model, execution.sources)
+
+    def loss(outputs: Any, labels: Any) -> Any:
+        return task.loss(outputs, labels, options)
+
+    layers, steps = frozen_layers(execution, work.batch), work.epochs * work.train_rows / work.batch
+    prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
+    lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
+    others = [made for made in (layout, types, kept, label_logits.propose(execution), fused, prepacked, lowered, packed) if made]
+    measured, line = probe(execution, loss, work.batch)
     caching = cache_prefix.propose(recipe, execution, work, measured, here)
     stored = cache_prefix.stored_bytes(line, execution.sources) if caching.on and line else None
     if not caching.on:
@@ -196,6 +214,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted)
     parameters = _count(model, work, measured.saved_bytes, line.names if line else [])
+    parameters |= {"passing_bytes": passing_bytes(measured, execution.workers), "mapped_bytes": mapped_bytes(stored)}
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
@@ -214,7 +233,10 @@ def _resumed(
     if "allocator" in on:
         allocator.keep_freed_memory()
     execution.pack = "pack" in on
-    fuse_adapter.fuse(model.module, "fuse_adapter" in on)
+    execution.fused = "fuse_adapter" in on
+    settings = {decision.what: decision.settings for decision in forced if decision.on}
+    prepack_frozen.pack(execution, frozen_layers(execution, 1), settings.get("prepack_frozen", {}))
+    lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", []))
     if "cache_prefix" in on:
         source = execution.sources["train"]
         model.module.train()
@@ -252,7 +274,7 @@ def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSour
         if name in data.splits:
             augment = recipe.data.augment if name == "train" and recipe.data.augment.random else None
             sources[name] = split_source(
-                data.splits[name], data.schema, model.card.preprocess, recipe=recipe.data, augment=augment, seed=recipe.seed
+                data.splits[name], data.schema, model.card.preprocess, recipe=recipe.data, augment=augment, seed=recipe.seed, name=name
             )
     truncated = [source.truncated for source in sources.values() if source.truncated is not None]
     lengths = [source.lengths for source in sources.values() if source.lengths is not None]

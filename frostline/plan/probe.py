@@ -107,7 +107,9 @@ def _repeated(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
-    loss(execution.forward(batch), batch.labels)[0].backward()
+    total = loss(execution.forward(batch), batch.labels)[0]
+    with execution.kernels():
+        total.backward()
 
 
 def _forward(execution: Execution, batch: Batch) -> None:

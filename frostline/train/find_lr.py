@@ -103,7 +103,8 @@ def _sweep(plan: Plan, lowest: float, highest: float, steps: int) -> tuple[list[
             break
         lrs.append(lr)
         losses.append(smooth)
-        loss.backward()
+        with plan.execution.kernels():
+            loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     return lrs, losses

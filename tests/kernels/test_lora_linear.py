@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.kernels.lora_linear import base_gradient, base_product, lora_linear
+from frostline.kernels.lora_linear import lora_linear
+from frostline.kernels.packed_product import PackedProduct
 
 INPUTS, OUTPUTS, RANK, SCALING = 10, 14, 3, 1.7
 NAMES = ("x", "weight", "bias", "a", "b")
@@ -114,12 +115,21 @@ def test_a_frozen_linear_layer_keeps_no_input() -> None:
         assert {tensor.data_ptr() for tensor in kept_by(functional.linear, x, weight, bias)} <= {weight.data_ptr()}
 
 
-def test_the_base_product_and_its_gradient() -> None:
-    x, weight, bias = torch.randn(4, INPUTS, requires_grad=True), torch.randn(OUTPUTS, INPUTS), torch.randn(OUTPUTS)
-    y = base_product(x, weight, bias)
-    torch.testing.assert_close(y, functional.linear(x, weight, bias))
-    grad = torch.randn_like(y)
-    torch.testing.assert_close(base_gradient(grad, weight), torch.autograd.grad(y, x, grad)[0])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_packed_weight_gives_the_same(dtype: torch.dtype, masked: bool) -> None:
+    tensors = operands(dtype)
+    mask = torch.rand(tensors["x"].shape, generator=torch.Generator().manual_seed(1)) > 0.3 if masked else None
+    product = PackedProduct(tensors["weight"], dtype=dtype, rows=10)
+    found = []
+    for weight in (product, tensors["weight"]):
+        copies = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items() if name != "weight"}
+        y = lora_linear(copies["x"], weight, copies["bias"], copies["a"], copies["b"], SCALING, mask)
+        weights = torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype)
+        found.append([y.detach(), *torch.autograd.grad((y * weights).sum(), list(copies.values()))])
+    for ours, theirs in zip(*found, strict=True):
+        tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max()))
 
 
 def test_a_mask_of_another_kind_is_refused() -> None:

@@ -92,6 +92,28 @@ def test_an_adapter_that_is_switched_off_is_off_at_the_output_too() -> None:
     assert not torch.allclose(with_adapter, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["lora", "vera"])
+def test_an_adapters_dropout_acts_on_the_output_layer_too(method: str) -> None:
+    made = fl.adapt(model("untied"), method, targets=["lm_head"], dropout=0.5)
+    for name, parameter in made.module.named_parameters():
+        if name.endswith(("lora_B", "vera_lambda_b")):
+            nn.init.normal_(parameter, std=0.5)
+    one, layer = batch(made, [3, 0, 6]), made.module.get_submodule("lm_head")
+    where = one.labels != -100
+    made.module.train()
+    with passing_through(TASK, made):
+        hidden = logits_of(made.module(**one.inputs))[where]
+    torch.manual_seed(5)
+    expected = functional.cross_entropy(layer(hidden), one.labels[where], reduction="none")
+    torch.manual_seed(5)
+    found = outputs_of(TASK, made, one).nll
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    pairs = [torch.autograd.grad(nll.sum(), list(learning(made).values())) for nll in (found, expected)]
+    assert pairs[0][0].any() and all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*pairs, strict=True))
+    made.module.eval()
+    torch.testing.assert_close(outputs_of(TASK, made, one).nll, outputs_of(TASK, dataclasses.replace(made, output=""), one).nll)
+
+
 def test_a_row_without_labels_and_a_batch_without_any() -> None:
     made = model("tied")
     one = batch(made, [0, 1])

@@ -104,7 +104,7 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
         if split not in execution.sources:
             continue
         source = execution.sources[split]
-        about = _preprocess_key(execution.model.card, recipe.data) + execution.precision
+        about = _preprocess_key(execution.model.card, recipe.data) + " ".join([execution.precision, *execution.lowered])
         key = store_key(line, _row_names(source), weights, about)
         offsets = _offsets(source)
         store = open_store(key, line.border, source.rows, offsets)

@@ -40,7 +40,7 @@ from frostline.kernels.outputs import outputs_of
 from frostline.models.model import Model, evaluating
 from frostline.plan.cost import Work
 from frostline.plan.decision import Decision
-from frostline.plan.execution import TOLERANCE, Execution, Reference
+from frostline.plan.execution import Execution, Reference
 from frostline.plan.frost_line import BorderTensor, Call
 from frostline.plan.probe import Probe
 from frostline.plan.store import PrefixStore, StoreDamaged, create_store, open_store, stores_folder
@@ -189,7 +189,7 @@ def _tell_of_another_start(execution: Execution) -> None:
     with evaluating(module), torch.no_grad():
         now = answers(execution.forward(batch)).logp
     difference = (now - execution.references["train"].values[batch.rows]).abs()
-    if (difference > TOLERANCE[execution.precision] * now.abs().clamp_min(1.0)).any():
+    if (difference > execution.tolerance * now.abs().clamp_min(1.0)).any():
         execution.say(
             f"The adapter changes the model before the first step (log-probabilities of answers by up to {float(difference.max()):.2g}), "
             "and the run compares with the model below it. To compare with the model as it is now, fold the adapter first: "
@@ -226,7 +226,8 @@ def _key(execution: Execution, split: str, weights: str) -> str:
     """The name of the store that holds exactly this: the network, its numbers, and all that it is given."""
     model, source = execution.model, execution.sources[split]
     arguments = {name: value for name, value in model.card.arguments.items() if name != "adapt"}
-    about = json.dumps([VERSION, torch.__version__, execution.precision, weights, model.card.name, arguments], sort_keys=True, default=str)
+    of = [VERSION, torch.__version__, execution.precision, execution.lowered, weights, model.card.name, arguments]
+    about = json.dumps(of, sort_keys=True, default=str)
     digest = hashlib.sha256(about.encode())
     for rows in plain_batches(source.rows, 256, source.lengths):
         batch = source.encode(rows, None)
@@ -299,7 +300,7 @@ def _difference(execution: Execution, split: str, epoch: int) -> str | None:
     rows = generator(0, epoch, -1, f"prove reference {split}").permutation(source.rows)[:_PROVED]
     fresh = _log_probabilities(execution, source.encode(rows, None))
     difference = (fresh - values[torch.from_numpy(rows)]).abs()
-    fine = difference <= TOLERANCE[execution.precision] * fresh.abs().clamp_min(1.0)  # False for NaN too
+    fine = difference <= execution.tolerance * fresh.abs().clamp_min(1.0)  # False for NaN too
     if fine.all():
         return None
     worst = int((~fine).any(dim=1).nonzero()[0, 0])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,16 @@ from torch import Tensor, nn
 import frostline as fl
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.data.dataset import Dataset
-from frostline.kernels.lora_linear import lora_linear
+from frostline.kernels.lora_linear import fused, lora_linear
 from frostline.models.model import Model
 from frostline.plan.decision import Decision
-from frostline.plan.passes.fuse_adapter import fuse, propose
+from frostline.plan.execution import Execution
+from frostline.plan.passes.fuse_adapter import propose
 from frostline.plan.plan import Plan
 from frostline.recipe import PlanRecipe, Recipe
 from tests import small
-from tests.train.small import plan
+from tests.models.language import folder_of
+from tests.train.small import first_rows, plan, saved
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,8 @@ def test_a_step_is_the_same_on_as_off(talks: Dataset, tmp_path: Path) -> None:
     for wish in ("on", "off"):
         made = plan(llama(talks), talks, tmp_path / wish, adapt={"method": "lora", "rank": 3}, batch=6, fuse_adapter=wish, cache="off")
         assert decision(made) is not None and decision(made).on == (wish == "on") and decision(made).exact  # type: ignore[union-attr]
-        assert {part.kernel for part in layers(made.model.module)} == {lora_linear if wish == "on" else None}
+        assert made.execution.fused == (wish == "on")
+        assert {part.kernel for part in layers(made.model.module)} == {None}, "only for the length of a pass"
         wake(made.model.module)
         batch = made.execution.sources["train"].encode(np.arange(6), None)
         total, _ = made.loss(made.execution.forward(batch), batch.labels)
@@ -79,10 +84,10 @@ def test_both_ways_to_store_a_weight(inputs: int, outputs: int, transposed: bool
     wake(layer)
     results = []
     for on in (True, False):
-        fuse(layer, on)
-        assert (layer.kernel is not None) == on
         x = torch.randn(2, 5, inputs, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        y = layer(x)
+        with fused(layer) if on else contextlib.nullcontext():
+            assert (layer.kernel is not None) == on
+            y = layer(x)
         learning = [x, *layer.parameters()]
         results.append([y.detach(), *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), learning)])
     assert results[0][0].shape == (2, 5, outputs) and len(results[0]) == 6
@@ -124,13 +129,51 @@ def test_dropout_draws_as_it_did(talks: Dataset, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+def execution(module: nn.Module) -> Execution:
+    task: Any = None
+    model: Any = SimpleNamespace(module=module, blocks=[])
+    return Execution(model=model, task=task, sources={}, workers=0)
+
+
 @pytest.mark.parametrize(("wish", "on"), [("auto", True), ("on", True), ("off", False)])
 def test_decided(wish: Any, on: bool) -> None:
     module = nn.Sequential(LoRALinear(nn.Linear(4, 4), rank=2, alpha=4.0), nn.ReLU(), LoRALinear(nn.Linear(4, 4), rank=2, alpha=4.0))
+    run = execution(module)
     why = "2 linear layers with LoRA" if on else "switched off in the recipe"
-    assert propose(Recipe(plan=PlanRecipe(fuse_adapter=wish)), module) == Decision(what="fuse_adapter", on=on, why=why)
-    assert all((part.kernel is lora_linear) == on for part in layers(module))
+    assert propose(Recipe(plan=PlanRecipe(fuse_adapter=wish)), run) == Decision(what="fuse_adapter", on=on, why=why)
+    assert run.fused == on
+    with run.kernels():
+        assert all((part.kernel is lora_linear) == on for part in layers(module))
+    assert all(part.kernel is None for part in layers(module))
 
 
 def test_not_proposed_without_lora() -> None:
-    assert propose(Recipe(), nn.Linear(4, 4)) is None
+    assert propose(Recipe(), execution(nn.Linear(4, 4))) is None
+
+
+def test_what_is_saved_gives_what_its_reader_gives(texts: Dataset, tmp_path: Path) -> None:
+    """The fused sums round otherwise; a model is saved as it is written, and read back bit for bit."""
+    folder_of("bert", tmp_path / "bert", max_position_embeddings=128)
+    model = fl.load(str(tmp_path / "bert"), data=texts, max_length=100)
+    made = plan(model, first_rows(texts, 24), tmp_path / "run", adapt={"method": "lora", "rank": 3}, batch=6, cache="off")
+    assert made.execution.fused
+    assert saved(fl.train(made, quiet=True)).keys() == made.model.module.state_dict().keys()
+
+
+def test_blocks_that_are_recomputed_in_the_backward_pass(talks: Dataset, tmp_path: Path) -> None:
+    made = plan(llama(talks), talks, tmp_path, adapt={"method": "lora", "rank": 3}, batch=6, prepack="on", pack="off", cache="off")
+    module: Any = made.model.module
+    wake(module)
+    batch = made.execution.sources["train"].encode(np.arange(6), None)
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            module.gradient_checkpointing_enable()
+        module.train()
+        module.zero_grad()
+        total, _ = made.loss(made.execution.forward(batch), batch.labels)
+        with made.execution.kernels():
+            total.backward()
+        found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()), msg=name)

@@ -1,0 +1,56 @@
+"""A frozen weight in a form made once for multiplying: ``x Wᵀ`` forward, ``dy W`` for the gradient that passes through.
+
+``F.linear`` must take the weight as it lies, at every call; what is frozen can be packed or quantised once. The form of the
+transposed weight is made when a gradient first asks for it, so a layer before the frost line never has one. A form is made anew
+where the weight has been written to since.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FrozenProduct(ABC):
+    """``weight`` (outputs, inputs) is read when a form of it is made, and not changed."""
+
+    bytes_per_number: float
+    """That one form takes; there is one for each direction."""
+    exact: bool = True
+    """Whether only the order of sums differs from the plain product."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self._forms: dict[bool, tuple[int, Any]] = {}
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape[0]
+
+    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """(rows, inputs) → (rows, outputs), a new tensor."""
+        return self.multiply(rows, self._form(transposed=False), bias)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """(rows, outputs) → (rows, inputs), a new tensor."""
+        return self.multiply(grad, self._form(transposed=True), None)
+
+    @abstractmethod
+    def make(self, weight: Tensor) -> Any:
+        """The form of a contiguous matrix (outputs, inputs)."""
+
+    @abstractmethod
+    def multiply(self, rows: Tensor, form: Any, bias: Tensor | None) -> Tensor: ...
+
+    def _form(self, transposed: bool) -> Any:
+        version = self.weight._version
+        made_of, form = self._forms.get(transposed, (None, None))
+        if made_of != version:
+            with torch.inference_mode(False), torch.no_grad():
+                weight = self.weight.detach()
+                form = self.make((weight.t() if transposed else weight).contiguous())
+            self._forms[transposed] = (version, form)
+        return form

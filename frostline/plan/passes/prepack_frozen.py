@@ -1,0 +1,59 @@
+"""prepack_frozen: pack frozen weights once, for the fastest of this machine's matrix products (kernels/packed_product.py).
+
+Condition: frozen linear layers on the CPU. Saving: ``F.linear`` packs a weight anew at every call, and under autocast casts it
+first. Exact: the same products in another order of their sums. Chosen shape by shape, by timing both ways at the rows of a
+training batch. Cost: the packed copies, one more for a gradient that passes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from frostline.kernels.packed_product import PackedProduct, can_pack
+from frostline.plan.decision import Decision
+from frostline.plan.execution import Execution
+from frostline.plan.frozen_layers import FrozenLayer, alike, seconds_plain, seconds_with
+from frostline.recipe import Recipe
+
+_FASTER = 0.95
+
+
+def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], steps: float) -> Decision | None:
+    """Pack the shapes that are faster packed; None where nothing frozen multiplies. ``steps``: of the whole run."""
+    layers = [item for item in layers if can_pack(item.layer.weight)]
+    if not layers:
+        return None
+    off = Decision(what="prepack_frozen", on=False, why="switched off in the recipe")
+    if recipe.plan.prepack == "off":
+        return off
+    chosen: dict[str, int] = {}
+    saved = total = 0.0
+    for shape, group in alike(layers).items():
+        now = seconds_plain(group[0], execution)
+        then = seconds_with(group[0], execution, _product(group[0], execution, group[0].rows))
+        total += now * len(group)
+        if recipe.plan.prepack == "on" or then < _FASTER * now:
+            chosen[shape] = group[0].rows
+            saved += (now - then) * len(group)
+    if not chosen:
+        return Decision(what="prepack_frozen", on=False, why="no shape of the frozen layers is multiplied faster so on this machine")
+    pack(execution, layers, chosen)
+    packed = [item for item in layers if item.shape in chosen]
+    size = sum(execution.products[item.name].bytes_per_number * item.layer.weight.numel() * (1 + item.passes_gradient) for item in packed)
+    why = f"{len(packed)} of {len(layers)} frozen linear layers; together they take {(total - saved) / total:.0%} of their time"
+    costs = f"{size / 1e6:.0f} MB of memory"
+    return Decision(what="prepack_frozen", on=True, why=why, saves_seconds=steps * saved, costs=costs, settings=chosen)
+
+
+def pack(execution: Execution, layers: Iterable[FrozenLayer], rows: dict[str, int]) -> None:
+    """Let the layers of these shapes multiply by packed weights, packed for so many rows."""
+    for item in layers:
+        if item.shape in rows:
+            execution.products[item.name] = _product(item, execution, rows[item.shape])
+
+
+def _product(item: FrozenLayer, execution: Execution, rows: int) -> PackedProduct:
+    dtype = torch.bfloat16 if execution.precision == "bf16" else item.layer.weight.dtype
+    return PackedProduct(item.layer.weight, dtype=dtype, rows=rows)

@@ -1,0 +1,141 @@
+"""Frozen layers in int8: only when asked, only where the loss keeps, layer by layer, and what learns is as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import frostline as fl
+from frostline.data.dataset import Dataset
+from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.models.model import Model
+from frostline.plan import frozen_layers as layers_of
+from frostline.plan.decision import Decision
+from frostline.plan.passes import lower_frozen
+from frostline.plan.plan import Plan
+from tests import small
+from tests.models.language import folder_of
+from tests.train.small import first_rows, plan, saved, stopped_and_resumed
+
+pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="this processor has no VNNI")
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers_of, "_SMALLEST", 1)
+
+
+def talks() -> Dataset:
+    return fl.prepare(small.talks(12), task="chat", workers=0)
+
+
+def llama(data: Dataset) -> Model:
+    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
+    return small.llama(data.task, texts, max_length=128)
+
+
+def tuned(folder: Path, **options: Any) -> Plan:
+    data = talks()
+    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off", "int8": "on"}
+    return plan(llama(data), data, folder, **{**usual, **options})
+
+
+def decision(made: Plan) -> Decision:
+    return next(one for one in made.decisions if one.what == "lower_frozen")
+
+
+def gradients(made: Plan) -> tuple[float, dict[str, Tensor]]:
+    module = made.model.module.eval()
+    batch = made.execution.sources["train"].encode(np.arange(6), None)
+    total, count = made.loss(made.execution.forward(batch), batch.labels)
+    (total / count).backward()
+    return float((total / count).detach()), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_and_the_gradients_stay_near(tmp_path: Path) -> None:
+    lowered, plain = tuned(tmp_path / "on"), tuned(tmp_path / "off", int8="off")
+    assert decision(lowered).on and not decision(lowered).exact and "14 of 14 frozen linear layers" in decision(lowered).why
+    assert not decision(plain).on and not plain.execution.products
+    assert set(lowered.execution.products) == set(decision(lowered).settings["layers"]) and "lm_head" not in lowered.execution.products
+    (loss, ours), (expected, theirs) = gradients(lowered), gradients(plain)
+    assert loss == pytest.approx(expected, rel=0.01) and loss != expected
+    for name, gradient in theirs.items():
+        assert ours[name].dtype == torch.float32
+        assert float((ours[name] - gradient).norm()) <= 0.1 * float(gradient.norm()), name
+
+
+def test_only_when_asked(tmp_path: Path) -> None:
+    made = tuned(tmp_path, int8="auto")
+    assert not decision(made).on and "plan.quality=fast" in decision(made).why and not made.execution.products
+
+
+def test_auto_takes_what_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower_frozen, "seconds_plain", lambda item, execution: 2.0)
+    monkeypatch.setattr(lower_frozen, "seconds_with", lambda item, execution, product: 1.0 if item.shape == "16x32" else 1.9)
+    made = tuned(tmp_path, int8="auto", quality="fast", train={"precision": "fp32"})
+    assert len(made.execution.products) == 4 and all("up" in name or "gate" in name for name in made.execution.products)
+    steps = 2 * made.execution.sources["train"].rows / 6
+    assert decision(made).saves_seconds == pytest.approx(4 * steps)
+
+
+def test_the_worst_layers_are_left_out_until_the_loss_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = "model.layers.1.mlp.up_proj.base"
+    made = Int8Product.make
+
+    def make(self: Int8Product, weight: Tensor) -> Any:
+        form = made(self, weight)
+        return form._replace(scales=form.scales * 40) if self.weight.shape[0] == 32 and getattr(self.weight, "spoiled", False) else form
+
+    monkeypatch.setattr(Int8Product, "make", make)
+    data = talks()
+    model = llama(data)
+    model.module.get_submodule(spoiled.removesuffix(".base")).weight.spoiled = True
+    planned = plan(model, data, tmp_path, adapt={"method": "lora", "rank": 3}, batch=6, cache="off", prepack="off", int8="on")
+    assert decision(planned).on and spoiled not in planned.execution.products and 0 < len(planned.execution.products) < 14
+    assert "of 14 frozen linear layers; loss on held-out rows" in decision(planned).why
+
+
+@pytest.mark.parametrize("after", [2.0, float("nan"), float("inf")])
+def test_declined_where_the_loss_changes_with_any(after: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower_frozen, "_mean_loss", lambda execution, loss, batch: after if execution.products else 1.0)
+    made = tuned(tmp_path)
+    assert not decision(made).on and not made.execution.products and "by more than 1%" in decision(made).why
+
+
+def test_without_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower_frozen, "can_lower", lambda weight: False)
+    made = tuned(tmp_path)
+    assert not decision(made).on and "VNNI" in decision(made).why
+
+
+def bert(data: Dataset, folder: Path, **options: Any) -> Plan:
+    """A plan of a model that can be loaded again by its folder."""
+    weights = folder / "bert"
+    if not weights.exists():
+        folder_of("bert", weights, max_position_embeddings=128)
+    data = first_rows(data, 24)
+    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off", "int8": "on"}
+    return plan(fl.load(str(weights), data=data, max_length=100), data, folder / "run", **{**usual, **options})
+
+
+def test_a_run_that_goes_on_multiplies_as_it_began(texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fl.train(bert(texts, tmp_path / "whole"), quiet=True)
+    resumed = stopped_and_resumed(bert(texts, tmp_path / "stopped"), 2, monkeypatch)
+    for name, value in saved(whole).items():
+        torch.testing.assert_close(saved(resumed)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_stored_rows_are_found_by_how_they_were_computed(texts: Dataset, tmp_path: Path) -> None:
+    runs = {}
+    for wish in ("off", "on"):
+        made = bert(texts, tmp_path, out=str(tmp_path / wish), adapt="head", cache="on", int8=wish, epochs=1)
+        assert decision(made).on == (wish == "on") and made.execution.line is not None
+        fl.train(made, quiet=True)
+        assert made.execution.prove("train", rows=5)
+        runs[wish] = made.execution.stores["train"]
+    assert runs["on"].folder != runs["off"].folder

@@ -1,0 +1,101 @@
+"""Which frozen linear layers a plan may choose for, and how much each multiplies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import frostline as fl
+from frostline.data.dataset import Dataset
+from frostline.data.token_rows import IGNORED
+from frostline.models.model import Model
+from frostline.plan import frozen_layers as layers_of
+from frostline.plan.frozen_layers import alike, frozen_layers, observed, seconds_plain, seconds_with
+from frostline.plan.plan import Plan
+from tests import small
+from tests.train.small import plan
+
+
+@pytest.fixture(autouse=True)
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers_of, "_SMALLEST", 1)
+
+
+def talks() -> Dataset:
+    return fl.prepare(small.talks(12), task="chat", workers=0)
+
+
+def llama(data: Dataset) -> Model:
+    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
+    return small.llama(data.task, texts, max_length=128)
+
+
+def tuned(folder: Path, **options: Any) -> Plan:
+    data = talks()
+    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off"}
+    return plan(llama(data), data, folder, **{**usual, **options})
+
+
+def test_a_llama_with_lora(tmp_path: Path) -> None:
+    execution = tuned(tmp_path, pack="on").execution
+    found = {item.name: item for item in frozen_layers(execution, 6)}
+    assert len(found) == 2 * 7 + 1 and found["lm_head"].passes_gradient
+    first = {name.split(".")[-2] for name, item in found.items() if not item.passes_gradient}
+    assert first == {"q_proj", "k_proj", "v_proj"}, "nothing learns before the first block's"
+    source = execution.sources["train"]
+    few = source.encode([0, (source.rows - 1) // 2, source.rows - 1], None)
+    tokens = 2 * int(few.inputs["attention_mask"].sum())  # of a batch of 6
+    assert found["model.layers.1.mlp.up_proj.base"].rows == pytest.approx(tokens, abs=tokens * 0.2)
+    assert found["lm_head"].rows == 2 * int((few.labels != IGNORED).sum()) < tokens
+    groups = alike(found.values())
+    assert [item.name for item in groups["16x8 forward"]] == [f"model.layers.0.self_attn.{name}_proj.base" for name in "kv"]
+    assert len(groups["16x32"]) == 4
+
+
+def test_nothing_where_everything_learns(tmp_path: Path) -> None:
+    assert frozen_layers(tuned(tmp_path, adapt="full").execution, 6) == []
+
+
+def test_small_weights_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution = tuned(tmp_path).execution
+    monkeypatch.setattr(layers_of, "_SMALLEST", 16 * 32)
+    assert all("mlp" in item.name or item.name == "lm_head" for item in frozen_layers(execution, 6))
+
+
+def test_the_seconds_count_a_gradient_only_where_one_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution = tuned(tmp_path).execution
+    by_name = {item.name: item for item in frozen_layers(execution, 6)}
+    directions: list[str] = []
+
+    class Product:
+        def forward(self, x: torch.Tensor, bias: None) -> None:
+            directions.append("forward")
+
+        def gradient(self, grad: torch.Tensor) -> None:
+            directions.append("gradient")
+
+    def once(work: Any, budget: float) -> float:
+        work()
+        return 1.0
+
+    monkeypatch.setattr(layers_of, "best_seconds", once)
+    product: Any = Product()
+    seconds_with(by_name["model.layers.0.self_attn.q_proj.base"], execution, product)
+    assert directions == ["forward"]
+    seconds_with(by_name["model.layers.1.self_attn.q_proj.base"], execution, product)
+    assert directions == ["forward", "forward", "gradient"]
+    execution.products["lm_head"] = product
+    assert seconds_plain(by_name["lm_head"], execution) == 1.0 and directions[3:] == ["forward", "gradient"], "as it multiplies now"
+    assert seconds_plain(by_name["model.layers.1.self_attn.q_proj.base"], execution) == 1.0 and len(directions) == 5
+
+
+def test_what_comes_into_a_layer_is_seen_and_no_longer() -> None:
+    module, seen = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), []
+    with observed(module, ["0", "2"], lambda name, x: seen.append((name, tuple(x.shape)))):
+        module(torch.randn(5, 4))
+    module(torch.randn(5, 4))
+    assert seen == [("0", (5, 4)), ("2", (5, 3))]
