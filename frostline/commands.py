@@ -124,11 +124,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         sub = command(name, text)
         sub.add_argument("data", nargs="?", help=DATA)
         _model_flags(sub, out)
-        if name == "plan":
-            sub.add_argument("--html", metavar="FILE", help="write the plan as a picture too: one page that stands alone")
         if name == "train":
             sub.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
         if name == "plan":
+            sub.add_argument("--html", metavar="FILE", help="write the plan as a picture too: one page that stands alone")
             sub.add_argument("--on", metavar="MACHINE", help="this, h200, a100-80gb, rtx4090 …, or '2 cores 24GB': estimate a run there")
             sub.add_argument("--rows", type=int, metavar="N", help="with --on: rows of the data; 1000 when not given")
             sub.add_argument("--labelled", type=float, metavar="SHARE", help="with --on: share of tokens with a label; 1 when not given")

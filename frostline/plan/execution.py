@@ -178,9 +178,14 @@ class Execution:
         with self.autocast(), self.kernels():
             yield
 
+    def backward(self, loss: Tensor) -> None:
+        """As ``loss.backward()``; blocks that are recomputed are computed as they were."""
+        with self.kernels():
+            loss.backward()
+
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
-        """What computes in place of the module's own layers; a backward pass that may recompute blocks belongs inside."""
+        """Within, what computes in place of the module's own layers."""
         module = self.model.module
         with fused(module) if self.fused else contextlib.nullcontext(), multiplying(module, self.products):
             yield

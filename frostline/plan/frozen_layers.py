@@ -94,7 +94,7 @@ def seconds_with(item: FrozenLayer, execution: Execution, product: FrozenProduct
 
 def _seconds(item: FrozenLayer, execution: Execution, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> float:
     rows = min(item.rows, _MOST_ROWS)
-    dtype = torch.bfloat16 if execution.precision == "bf16" else item.layer.weight.dtype
+    dtype = computed_in(item, execution)
     x, grad = torch.randn(rows, item.layer.in_features, dtype=dtype), torch.randn(rows, item.layer.out_features, dtype=dtype)
 
     def once() -> None:
@@ -104,6 +104,17 @@ def _seconds(item: FrozenLayer, execution: Execution, forward: Callable[[Tensor]
 
     with torch.no_grad():
         return item.rows / rows * best_seconds(once, budget=0.05)
+
+
+def computed_in(item: FrozenLayer, execution: Execution) -> torch.dtype:
+    """The type of what comes in."""
+    return torch.bfloat16 if execution.precision == "bf16" else item.layer.weight.dtype
+
+
+def form_megabytes(layers: Iterable[FrozenLayer], execution: Execution) -> str:
+    """What the forms of these layers' products take, for a plan's costs."""
+    sizes = (execution.products[item.name].bytes_per_number * item.layer.weight.numel() * (1 + item.passes_gradient) for item in layers)
+    return f"{sum(sizes) / 1e6:.0f} MB of memory"
 
 
 def _frozen(module: nn.Module) -> dict[str, nn.Linear]:

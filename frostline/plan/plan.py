@@ -235,7 +235,8 @@ def _resumed(
     execution.pack = "pack" in on
     execution.fused = "fuse_adapter" in on
     settings = {decision.what: decision.settings for decision in forced if decision.on}
-    prepack_frozen.pack(execution, frozen_layers(execution, 1), settings.get("prepack_frozen", {}))
+    if rows := settings.get("prepack_frozen"):
+        prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
     lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", []))
     if "cache_prefix" in on:
         source = execution.sources["train"]

@@ -107,9 +107,7 @@ def _repeated(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
-    total = loss(execution.forward(batch), batch.labels)[0]
-    with execution.kernels():
-        total.backward()
+    execution.backward(loss(execution.forward(batch), batch.labels)[0])
 
 
 def _forward(execution: Execution, batch: Batch) -> None:

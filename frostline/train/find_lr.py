@@ -103,8 +103,7 @@ def _sweep(plan: Plan, lowest: float, highest: float, steps: int) -> tuple[list[
             break
         lrs.append(lr)
         losses.append(smooth)
-        with plan.execution.kernels():
-            loss.backward()
+        plan.execution.backward(loss)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
     return lrs, losses

@@ -161,8 +161,7 @@ def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: G
             raise diagnose(plan, batch, value, state.counters.step + 1, kept)
         with torch.no_grad():
             score, scored = plan.task.running(plan.data.schema, outputs, batch.labels)
-        with plan.execution.kernels():
-            total.backward()
+        plan.execution.backward(total)
         sums["count"] += float(count)
         sums["score"] += score
         sums["scored"] += scored

@@ -9,15 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-import frostline as fl
-from frostline.data.dataset import Dataset
 from frostline.data.token_rows import IGNORED
-from frostline.models.model import Model
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.frozen_layers import alike, frozen_layers, observed, seconds_plain, seconds_with
 from frostline.plan.plan import Plan
-from tests import small
-from tests.train.small import plan
+from tests.plan.small import llama_with_lora
 
 
 @pytest.fixture(autouse=True)
@@ -25,19 +21,8 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
 
 
-def talks() -> Dataset:
-    return fl.prepare(small.talks(12), task="chat", workers=0)
-
-
-def llama(data: Dataset) -> Model:
-    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
-    return small.llama(data.task, texts, max_length=128)
-
-
 def tuned(folder: Path, **options: Any) -> Plan:
-    data = talks()
-    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off"}
-    return plan(llama(data), data, folder, **{**usual, **options})
+    return llama_with_lora(folder, **{"prepack": "off", **options})
 
 
 def test_a_llama_with_lora(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import FrozenLayer, alike, observed, seconds_plain, seconds_with
+from frostline.plan.frozen_layers import FrozenLayer, alike, form_megabytes, observed, seconds_plain, seconds_with
 from frostline.recipe import Recipe
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
@@ -57,9 +57,8 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
         return replace(off, why=f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}")
     lower(execution, [item.name for item in kept])
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
-    size = sum(Int8Product.bytes_per_number * item.layer.weight.numel() * (1 + item.passes_gradient) for item in kept)
     return replace(
-        off, on=True, why=f"{len(kept)} of {len(layers)} frozen linear layers; {change}", costs=f"{size / 1e6:.0f} MB of memory",
+        off, on=True, why=f"{len(kept)} of {len(layers)} frozen linear layers; {change}", costs=form_megabytes(kept, execution),
         saves_seconds=steps * sum(saved[item.shape] for item in kept), settings={"layers": [item.name for item in kept]},
     )  # fmt: skip
 

@@ -8,13 +8,12 @@ training batch. Cost: the packed copies, one more for a gradient that passes thr
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-import torch
+from dataclasses import replace
 
 from frostline.kernels.packed_product import PackedProduct, can_pack
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import FrozenLayer, alike, seconds_plain, seconds_with
+from frostline.plan.frozen_layers import FrozenLayer, alike, computed_in, form_megabytes, seconds_plain, seconds_with
 from frostline.recipe import Recipe
 
 _FASTER = 0.95
@@ -38,13 +37,11 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
             chosen[shape] = group[0].rows
             saved += (now - then) * len(group)
     if not chosen:
-        return Decision(what="prepack_frozen", on=False, why="no shape of the frozen layers is multiplied faster so on this machine")
+        return replace(off, why="no shape of the frozen layers is multiplied faster so on this machine")
     pack(execution, layers, chosen)
     packed = [item for item in layers if item.shape in chosen]
-    size = sum(execution.products[item.name].bytes_per_number * item.layer.weight.numel() * (1 + item.passes_gradient) for item in packed)
     why = f"{len(packed)} of {len(layers)} frozen linear layers; together they take {(total - saved) / total:.0%} of their time"
-    costs = f"{size / 1e6:.0f} MB of memory"
-    return Decision(what="prepack_frozen", on=True, why=why, saves_seconds=steps * saved, costs=costs, settings=chosen)
+    return replace(off, on=True, why=why, saves_seconds=steps * saved, costs=form_megabytes(packed, execution), settings=chosen)
 
 
 def pack(execution: Execution, layers: Iterable[FrozenLayer], rows: dict[str, int]) -> None:
@@ -55,5 +52,4 @@ def pack(execution: Execution, layers: Iterable[FrozenLayer], rows: dict[str, in
 
 
 def _product(item: FrozenLayer, execution: Execution, rows: int) -> PackedProduct:
-    dtype = torch.bfloat16 if execution.precision == "bf16" else item.layer.weight.dtype
-    return PackedProduct(item.layer.weight, dtype=dtype, rows=rows)
+    return PackedProduct(item.layer.weight, dtype=computed_in(item, execution), rows=rows)

@@ -16,25 +16,19 @@ import frostline as fl
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.data.dataset import Dataset
 from frostline.kernels.lora_linear import fused, lora_linear
-from frostline.models.model import Model
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.passes.fuse_adapter import propose
 from frostline.plan.plan import Plan
 from frostline.recipe import PlanRecipe, Recipe
-from tests import small
-from tests.models.language import folder_of
-from tests.train.small import first_rows, plan, saved
+from tests.plan import small
+from tests.plan.small import bert_with_lora, llama
+from tests.train.small import plan, saved
 
 
 @pytest.fixture(scope="module")
 def talks() -> Dataset:
-    return fl.prepare(small.talks(12), task="chat", workers=0)
-
-
-def llama(data: Dataset) -> Model:
-    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
-    return small.llama(data.task, texts, max_length=128)
+    return small.talks()
 
 
 def layers(module: nn.Module) -> list[LoRALinear]:
@@ -153,9 +147,7 @@ def test_not_proposed_without_lora() -> None:
 
 def test_what_is_saved_gives_what_its_reader_gives(texts: Dataset, tmp_path: Path) -> None:
     """The fused sums round otherwise; a model is saved as it is written, and read back bit for bit."""
-    folder_of("bert", tmp_path / "bert", max_position_embeddings=128)
-    model = fl.load(str(tmp_path / "bert"), data=texts, max_length=100)
-    made = plan(model, first_rows(texts, 24), tmp_path / "run", adapt={"method": "lora", "rank": 3}, batch=6, cache="off")
+    made = bert_with_lora(texts, tmp_path)
     assert made.execution.fused
     assert saved(fl.train(made, quiet=True)).keys() == made.model.module.state_dict().keys()
 
@@ -172,8 +164,7 @@ def test_blocks_that_are_recomputed_in_the_backward_pass(talks: Dataset, tmp_pat
         module.train()
         module.zero_grad()
         total, _ = made.loss(made.execution.forward(batch), batch.labels)
-        with made.execution.kernels():
-            total.backward()
+        made.execution.backward(total)
         found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()), msg=name)

@@ -13,14 +13,12 @@ from torch import Tensor
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.kernels.int8_product import Int8Product, can_lower
-from frostline.models.model import Model
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.passes import lower_frozen
 from frostline.plan.plan import Plan
-from tests import small
-from tests.models.language import folder_of
-from tests.train.small import first_rows, plan, saved, stopped_and_resumed
+from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
+from tests.train.small import plan, saved, stopped_and_resumed
 
 pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="this processor has no VNNI")
 
@@ -30,19 +28,8 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
 
 
-def talks() -> Dataset:
-    return fl.prepare(small.talks(12), task="chat", workers=0)
-
-
-def llama(data: Dataset) -> Model:
-    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
-    return small.llama(data.task, texts, max_length=128)
-
-
 def tuned(folder: Path, **options: Any) -> Plan:
-    data = talks()
-    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off", "int8": "on"}
-    return plan(llama(data), data, folder, **{**usual, **options})
+    return llama_with_lora(folder, **{"prepack": "off", "int8": "on", **options})
 
 
 def decision(made: Plan) -> Decision:
@@ -114,13 +101,7 @@ def test_without_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bert(data: Dataset, folder: Path, **options: Any) -> Plan:
-    """A plan of a model that can be loaded again by its folder."""
-    weights = folder / "bert"
-    if not weights.exists():
-        folder_of("bert", weights, max_position_embeddings=128)
-    data = first_rows(data, 24)
-    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off", "int8": "on"}
-    return plan(fl.load(str(weights), data=data, max_length=100), data, folder / "run", **{**usual, **options})
+    return bert_with_lora(data, folder, **{"prepack": "off", "int8": "on", **options})
 
 
 def test_a_run_that_goes_on_multiplies_as_it_began(texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

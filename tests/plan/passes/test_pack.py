@@ -15,7 +15,6 @@ from frostline import api
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource
 from frostline.kernels import unpad
-from frostline.models.model import Model
 from frostline.plan import execution
 from frostline.plan.decision import Decision
 from frostline.plan.passes import pack
@@ -24,21 +23,8 @@ from frostline.plan.plan import Plan
 from frostline.train import loop
 from frostline.train.interrupt import Interrupted
 from tests import small
-from tests.models.language import folder_of
+from tests.plan.small import bert, llama, talks
 from tests.train.small import first_rows, plan, saved, stopping
-
-
-def talks() -> Dataset:
-    return fl.prepare(small.talks(12), task="chat", workers=0)
-
-
-def llama(data: Dataset) -> Model:
-    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
-    return small.llama(data.task, texts, max_length=128)
-
-
-def bert(data: Dataset, folder: Path) -> Model:
-    return fl.load(str(folder_of("bert", folder / "bert", max_position_embeddings=128)), data=data, max_length=100)
 
 
 def decision(made: Plan) -> Decision | None:

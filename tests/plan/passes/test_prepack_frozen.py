@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,45 +13,17 @@ from torch import Tensor
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.kernels.packed_product import PackedProduct
-from frostline.models.model import Model
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.passes import prepack_frozen
 from frostline.plan.plan import Plan
-from tests import small
-from tests.models.language import folder_of
-from tests.train.small import first_rows, plan, saved, stopped_and_resumed
+from tests.plan.small import bert_with_lora, llama_with_lora
+from tests.train.small import saved, stopped_and_resumed
 
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
-
-
-def talks() -> Dataset:
-    return fl.prepare(small.talks(12), task="chat", workers=0)
-
-
-def llama(data: Dataset) -> Model:
-    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
-    return small.llama(data.task, texts, max_length=128)
-
-
-def tuned(folder: Path, **options: Any) -> Plan:
-    data = talks()
-    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off"}
-    return plan(llama(data), data, folder, **{**usual, **options})
-
-
-def bert(data: Dataset, folder: Path, **options: Any) -> Plan:
-    """A plan of a model that can be loaded again by its folder."""
-    data = first_rows(data, 24)
-    weights = folder / "bert"
-    if not weights.exists():
-        folder_of("bert", weights, max_position_embeddings=128)
-    model = fl.load(str(weights), data=data, max_length=100)
-    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off"}
-    return plan(model, data, folder / "run", **{**usual, **options})
 
 
 def decision(made: Plan) -> Decision | None:
@@ -79,9 +50,9 @@ def test_a_step_is_the_same_on_as_off(kind: str, pack: str, texts: Dataset, tmp_
     found = []
     for wish in ("on", "off"):
         if kind == "chat":
-            made = tuned(tmp_path / wish, prepack=wish, pack=pack)
+            made = llama_with_lora(tmp_path / wish, prepack=wish, pack=pack)
         else:
-            made = bert(texts, tmp_path / wish, prepack=wish, pack=pack)
+            made = bert_with_lora(texts, tmp_path / wish, prepack=wish, pack=pack)
         assert decision(made).on == (wish == "on") and decision(made).exact  # type: ignore[union-attr]
         assert len(made.execution.products) > 10 or wish == "off"
         found.append(gradients(made))
@@ -95,7 +66,7 @@ def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: 
     seconds = {"16x32": 3.0, "16x32 forward": 3.0}
     monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: seconds.get(item.shape, 1.0))
     monkeypatch.setattr(prepack_frozen, "seconds_with", lambda item, execution, product: 1.0)
-    made = tuned(tmp_path, epochs=2)
+    made = llama_with_lora(tmp_path, epochs=2)
     layers = [name for name in made.execution.products if "gate" in name or "up" in name]
     assert sorted(made.execution.products) == sorted(layers) and len(layers) == 4, "only the shapes that are faster"
     steps = 2 * made.execution.sources["train"].rows / 6
@@ -108,17 +79,17 @@ def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: 
 def test_off_where_nothing_is_faster_and_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: 1.0)
     monkeypatch.setattr(prepack_frozen, "seconds_with", lambda item, execution, product: 0.99)
-    made = tuned(tmp_path / "slow")
+    made = llama_with_lora(tmp_path / "slow")
     assert not decision(made).on and "faster" in decision(made).why and not made.execution.products  # type: ignore[union-attr]
     monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: pytest.fail("timed"))
-    made = tuned(tmp_path / "off", prepack="off")
+    made = llama_with_lora(tmp_path / "off", prepack="off")
     assert decision(made).why == "switched off in the recipe" and not made.execution.products  # type: ignore[union-attr]
-    assert decision(tuned(tmp_path / "full", adapt="full")) is None, "nothing is frozen"
+    assert decision(llama_with_lora(tmp_path / "full", adapt="full")) is None, "nothing is frozen"
 
 
 def test_a_run_that_goes_on_multiplies_as_it_began(texts: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fl.train(bert(texts, tmp_path / "whole", prepack="on"), quiet=True)
-    made = bert(texts, tmp_path / "stopped", prepack="on")
+    whole = fl.train(bert_with_lora(texts, tmp_path / "whole", prepack="on"), quiet=True)
+    made = bert_with_lora(texts, tmp_path / "stopped", prepack="on")
     resumed = stopped_and_resumed(made, 2, monkeypatch)
     written = json.loads((tmp_path / "stopped" / "run" / "plan.json").read_text())
     assert next(one for one in written["decisions"] if one["what"] == "prepack_frozen")["settings"]
@@ -127,7 +98,7 @@ def test_a_run_that_goes_on_multiplies_as_it_began(texts: Dataset, tmp_path: Pat
 
 
 def test_the_saved_model_is_the_plain_one(texts: Dataset, tmp_path: Path) -> None:
-    made = bert(texts, tmp_path, prepack="on")
+    made = bert_with_lora(texts, tmp_path, prepack="on")
     assert all(isinstance(product, PackedProduct) for product in made.execution.products.values())
     run = fl.train(made, quiet=True)
     assert set(saved(run)) == set(made.model.module.state_dict())

@@ -1,0 +1,43 @@
+"""What the tests of planner passes share: conversations, and small networks that are tuned on them or on labelled texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import frostline as fl
+from frostline.data.dataset import Dataset
+from frostline.models.model import Model
+from frostline.plan.plan import Plan
+from tests import small
+from tests.models.language import folder_of
+from tests.train.small import first_rows, plan
+
+
+def talks() -> Dataset:
+    return fl.prepare(small.talks(12), task="chat", workers=0)
+
+
+def llama(data: Dataset) -> Model:
+    texts = ["user assistant", *(message["content"] for row in small.talks(12) for message in row["messages"])]
+    return small.llama(data.task, texts, max_length=128)
+
+
+def llama_with_lora(folder: Path, **options: Any) -> Plan:
+    data = talks()
+    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off"}
+    return plan(llama(data), data, folder, **{**usual, **options})
+
+
+def bert(data: Dataset, folder: Path) -> Model:
+    """One that can be loaded again by its folder, which is made where it is not there."""
+    weights = folder / "bert"
+    if not weights.exists():
+        folder_of("bert", weights, max_position_embeddings=128)
+    return fl.load(str(weights), data=data, max_length=100)
+
+
+def bert_with_lora(data: Dataset, folder: Path, **options: Any) -> Plan:
+    data = first_rows(data, 24)
+    usual = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off"}
+    return plan(bert(data, folder), data, folder / "run", **{**usual, **options})
