@@ -26,9 +26,24 @@ TITLES = {
         "MiniLM, LoRA of rank 8 on query and value, batch 32, against HF Trainer + PEFT",
         "MiniLM，query 和 value 上秩为 8 的 LoRA，批大小 32，与 HF Trainer + PEFT 对比",
     ),
+    "vit_last_blocks": (
+        "ViT-base (random weights), its last two blocks learning, against HF Trainer",
+        "ViT-base（随机权重），最后两个块在学习，与 HF Trainer 对比",
+    ),
+    "gpt_from_zero": (
+        "A GPT of 11 M numbers from zero, against a plain PyTorch loop",
+        "从零训练一千一百万参数的 GPT，与纯 PyTorch 循环对比",
+    ),
+    "packing": ("Packing: SmolLM2-135M with LoRA on chats of uneven length", "打包：长短不一的对话上对 SmolLM2-135M 做 LoRA"),
+    "kernels_loss": ("The loss of a language model", "语言模型的损失"),
+    "kernels_linear": ("Frozen linear layers", "冻结的线性层"),
+    "kernels_lora": ("Frozen linear layers with LoRA", "带 LoRA 的冻结线性层"),
+    "planner": ("Predicted against actual", "预测值与实际值"),
     "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
     "startup": ("Start-up", "启动时间"),
 }
+PARTS = {"lora_": "lora_peft.py", "kernels_": "kernels.py"}
+"""Scripts that write several results, by the beginning of their names."""
 
 
 def section(name: str, content: dict[str, Any], chinese: bool) -> str:
@@ -36,7 +51,7 @@ def section(name: str, content: dict[str, Any], chinese: bool) -> str:
     rows = [content["headers"], ["---"] * len(content["headers"]), *content["rows"]]
     table = "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
     facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in content["facts"].items())
-    command = f"lora_peft.py {name.removeprefix('lora_')}" if name.startswith("lora_") else f"{name}.py"
+    command = next((f"{script} {name.removeprefix(part)}" for part, script in PARTS.items() if name.startswith(part)), f"{name}.py")
     source = f"`python benchmarks/{command}`, {content['date']}, {content['machine']}"
     about = f"{facts + '. ' if facts else ''}{'来源：' if chinese else 'From '}{source}."
     return f"**{TITLES[name][chinese]}**\n\n{table}\n\n{about}"

@@ -24,17 +24,25 @@ import inputs
 HEAD = ["flatten", "dense 256 relu", "dropout 0.5"]
 
 
-def ours(images: str, weights: str, epochs: int, out: str) -> None:
+WAYS = {"fp32": {}, "bf16": {"precision": "bf16"}, "fast": {"quality": "fast"}}
+RANDOM = {"shear": 0.2, "zoom": 0.2, "horizontal_flip": True}
+
+
+def ours(images: str, weights: str, epochs: int, out: str, way: str, augmented: int) -> None:
     """One run; prints one JSON line."""
     import frostline as fl
 
-    data = fl.prepare(images, task="image-classification", size=224, val=0.2, test_share=0, augment={"rescale": 1 / 255})
+    augment = {"rescale": 1 / 255, **(RANDOM if augmented else {})}
+    data = fl.prepare(images, task="image-classification", size=224, val=0.2, test_share=0, augment=augment)
     model = fl.load("vgg16", data=data, weights=weights, head=HEAD)
     start = time.perf_counter()
-    run = fl.train(fl.plan(model, data, epochs=epochs, batch=32, optimizer="adam", lr=1e-4, out=out), quiet=True)
+    plan = fl.plan(model, data, epochs=epochs, batch=32, optimizer="adam", lr=1e-4, out=out, **WAYS[way])
+    planned = time.perf_counter() - start
+    run = fl.train(plan, quiet=True)
     seconds = time.perf_counter() - start
     last = run.history[-1]
-    print(json.dumps({"seconds": seconds, "losses": [e["loss"] for e in run.history], "accuracy": last["accuracy"],
+    print(json.dumps({"seconds": seconds, "planned": planned, "on": [d.what for d in plan.decisions if d.on],
+                      "lowered": next((d.why for d in plan.decisions if d.what == "lower_frozen"), ""), "losses": [e["loss"] for e in run.history], "accuracy": last["accuracy"],
                       "val_accuracy": last["val_accuracy"], "peak_rss_gb": run.cost["actual"]["peak_bytes"] / 2**30,
                       "predicted_seconds": run.cost["predicted"]["seconds"]}))  # fmt: skip
 

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -48,12 +49,15 @@ class _FrozenLinear(Function):
 
 @contextlib.contextmanager
 def multiplying(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Iterator[None]:
-    """Within, the linear layers of these names (as in ``named_modules``) multiply by their products, under a LoRA update too."""
+    """Within, the layers of these names (as in ``named_modules``) multiply by their products, linear ones under a LoRA update too."""
     with contextlib.ExitStack() as stack:
         for name, product in products.items():
             layer: Any = module.get_submodule(name)
             if layer.weight.requires_grad:
                 continue  # thawed since
+            if isinstance(layer, nn.Conv2d):
+                stack.enter_context(with_own(layer, "forward", functools.partial(_convolve, layer, product)))
+                continue
             stack.enter_context(with_own(layer, "forward", functools.partial(_forward, layer, product)))
             around = module.get_submodule(name.rpartition(".")[0])
             if isinstance(around, LoRALinear) and around.kernel is not None:
@@ -63,6 +67,13 @@ def multiplying(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Ite
 
 def _forward(layer: nn.Linear, product: FrozenProduct, x: Tensor) -> Tensor:
     return frozen_linear(x, layer.bias, product)
+
+
+def _convolve(layer: nn.Conv2d, product: FrozenProduct, x: Tensor) -> Tensor:
+    """No gradient passes: neither to ``x``, before which nothing learns, nor to the bias."""
+    images: Any = cast(x)[0]
+    with torch.no_grad(), no_autocast(x):
+        return product.forward(images, layer.bias)
 
 
 def _with_lora(product: FrozenProduct, x: Tensor, _: Tensor, *rest: Any) -> Tensor:

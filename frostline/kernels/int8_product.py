@@ -1,13 +1,14 @@
 """A frozen weight in int8, forward and for the gradient that passes through; not exact.
 
-    y ≈ (q(x) q(W)ᵀ) · s_x s_w        q(v) = round(v / s), s = max |v| / 127
+    y ≈ (q(x) q(W)ᵀ) · s_x s_w        q(W) = round(W / s_w), s_w = max |W| / 127        q(x) = round(x / s_x), s_x = max |x| / half
 
 with one scale s_w per output (of the transposed weight: per input), found once, and one s_x per row, found at each call, so that
 a token with an outlier coarsens itself only and a row's result does not depend on the rows beside it. That a row has its own scale
 is what gradients need most: theirs differ by orders of magnitude.
 
-oneDNN multiplies 8-bit numbers without sign by numbers with sign, so activations are stored around 128, which it takes off again.
-Sums are integers, hence the same whatever their order.
+oneDNN multiplies 8-bit numbers without sign by numbers with sign, so activations are stored around a middle, which it takes off
+again. Sums are integers, hence the same whatever their order. Before VNNI, x86 adds two such products in 16 bits, which is too
+narrow for 8-bit activations: there they have 7 bits (half is 63, not 127), and twice the error.
 """
 
 from __future__ import annotations
@@ -20,25 +21,39 @@ from torch import Tensor
 
 from frostline.kernels.frozen_product import FrozenProduct
 
-_SMALLEST = 1e-30
-_MIDDLE = 128
+SMALLEST = 1e-30
+"""Of scales: rows and weights of zeros stay zeros."""
 _ROWS = 512
 """At a time, so that what lies between the passes stays in the processor's cache."""
 
 
 def can_lower(weight: Tensor) -> bool:
-    """Whether this machine multiplies int8 fast and rightly: on x86, only VNNI sums the products of 8 bits without saturation."""
+    """Whether this build of PyTorch multiplies int8 by oneDNN on this processor; whether that is faster is measured."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         return False
-    return platform.machine().lower() in ("x86_64", "amd64") and torch.cpu._is_vnni_supported()
+    return platform.machine().lower() in ("x86_64", "amd64") and torch.cpu._is_avx2_supported()
 
 
-class _Form(NamedTuple):
+def largest_activation() -> int:
+    """Of the unsigned activations of a product."""
+    return 255 if torch.cpu._is_vnni_supported() else 127
+
+
+class Int8Form(NamedTuple):
+    """A weight as oneDNN multiplies it."""
+
     packed: Tensor
     scales: Tensor
     """float32 (outputs,)"""
     zeros: Tensor
     """int64 (outputs,)"""
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (outputs, …) in int8, and its scales, one per output."""
+    weight = weight.float()
+    scales = weight.abs().flatten(1).amax(1).clamp_min_(SMALLEST) / 127
+    return (weight / scales.view(-1, *[1] * (weight.dim() - 1))).round_().to(torch.int8), scales
 
 
 class Int8Product(FrozenProduct):
@@ -47,21 +62,19 @@ class Int8Product(FrozenProduct):
     bytes_per_number = 1
     exact = False
 
-    def make(self, weight: Tensor) -> _Form:
-        weight = weight.float()
-        scales = weight.abs().amax(1).clamp_min_(_SMALLEST) / 127
-        quantised = (weight / scales[:, None]).round_().to(torch.int8)
+    def make(self, weight: Tensor) -> Int8Form:
+        quantised, scales = quantise_weight(weight)
         packed = torch.ops.onednn.qlinear_prepack(quantised, None)
-        return _Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
+        return Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
 
-    def multiply(self, rows: Tensor, form: _Form, bias: Tensor | None) -> Tensor:
-        y = rows.new_empty(len(rows), len(form.scales))
+    def multiply(self, rows: Tensor, form: Int8Form, bias: Tensor | None) -> Tensor:
+        y, half = rows.new_empty(len(rows), len(form.scales)), largest_activation() // 2
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            scale = part.abs().amax(1, keepdim=True).float().clamp_min_(_SMALLEST).div_(127)
-            quantised = (part / scale).add_(_MIDDLE + 0.5).to(torch.uint8)  # cut off after half is added: rounded
+            scale = part.abs().amax(1, keepdim=True).float().clamp_min_(SMALLEST).div_(half)
+            quantised = (part / scale).add_(half + 1.5).to(torch.uint8)  # cut off after half is added: rounded
             product = torch.ops.onednn.qlinear_pointwise(
-                quantised, 1.0, _MIDDLE, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
+                quantised, 1.0, half + 1, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
             )
             torch.mul(product, scale, out=y[start : start + _ROWS])
         return y if bias is None else y.add_(bias)

@@ -11,9 +11,11 @@ from torch import Tensor
 from frostline.kernels.frozen_product import FrozenProduct
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Whether this build of PyTorch packs such a weight: on the CPU, with oneDNN, in float32 or bfloat16."""
-    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and weight.dtype in (torch.float32, torch.bfloat16)
+def can_pack(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch packs such a weight, on this processor, to multiply in ``dtype`` (float32 or bfloat16)."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PackedProduct(FrozenProduct):

@@ -1,4 +1,5 @@
-"""Frozen linear layers, and what each multiplies in a batch: what the passes that change how they multiply choose from."""
+"""Frozen linear layers and convolutions, and what each multiplies in a batch: what the passes that change how they multiply choose
+from."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,25 +21,43 @@ from frostline.plan.execution import Execution
 from frostline.plan.machine import best_seconds
 
 _MOST_ROWS = 2048
+_MOST_IMAGES = 4
 """Timed with; more tell nothing new."""
 _SMALLEST = 2**14  # numbers: a smaller weight is multiplied in no time
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenLayer:
-    """A frozen ``nn.Linear`` of the network."""
+    """A frozen ``nn.Linear`` or ``nn.Conv2d`` of the network."""
 
     name: str
-    layer: nn.Linear
+    layer: nn.Linear | nn.Conv2d
     rows: int
-    """That it multiplies in one training batch, about."""
+    """That it multiplies in one training batch, about; of a convolution, images."""
+    row: tuple[int, ...]
+    """The shape of one: (inputs,), or (channels, height, width)."""
     passes_gradient: bool
     """Whether something before it learns, so that it multiplies in both directions."""
+    low: float
+    high: float
+    """The range of what came in."""
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution."""
+        return isinstance(self.layer, nn.Conv2d)
 
     @property
     def shape(self) -> str:
         """By which layers are alike, as in plan.json."""
-        return f"{self.layer.in_features}x{self.layer.out_features}{'' if self.passes_gradient else ' forward'}"
+        if isinstance(self.layer, nn.Linear):
+            what = f"{self.layer.in_features}x{self.layer.out_features}"
+        else:
+            sizes = [self.layer.kernel_size, self.layer.stride, self.layer.padding, self.layer.dilation, self.row[1:]]
+            (kernel, stride, padding, dilation, image) = ("x".join(map(str, size)) for size in sizes)
+            what = f"{self.layer.in_channels}x{self.layer.out_channels}/{self.layer.groups}"
+            what += f" {kernel} stride {stride} padding {padding} dilation {dilation} of {image}"
+        return f"{what}{'' if self.passes_gradient else ' forward'}"
 
 
 def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
@@ -48,10 +68,16 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
         return []
     few = source.encode(np.linspace(0, source.rows - 1, num=min(3, source.rows), dtype=int), None)
     rows, passing = dict.fromkeys(layers, 0), dict.fromkeys(layers, False)
+    shapes: dict[str, tuple[int, ...]] = {name: (layer.weight.shape[1],) for name, layer in layers.items()}
+    ranges = dict.fromkeys(layers, (0.0, 0.0))
 
     def see(name: str, x: Tensor) -> None:
-        rows[name] += x.shape.numel() // x.shape[-1]
+        inner = 3 if isinstance(layers[name], nn.Conv2d) else 1
+        rows[name] += x.shape[:-inner].numel()
         passing[name] |= x.requires_grad
+        shapes[name] = tuple(x.shape[-inner:])
+        low, high = torch.aminmax(x.detach())
+        ranges[name] = min(ranges[name][0], float(low)), max(ranges[name][1], float(high))
 
     with evaluating(module), observed(module, layers, see), torch.enable_grad():
         execution.forward(few)
@@ -60,10 +86,13 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
         rows[output], passing[output] = int((few.labels != IGNORED).sum()), True
     scale = batch / len(few.rows)
     return [
-        FrozenLayer(name=name, layer=layers[name], rows=max(1, round(scale * count)), passes_gradient=passing[name])
+        FrozenLayer(
+            name=name, layer=layers[name], rows=max(1, round(scale * count)), row=shapes[name], passes_gradient=passing[name],
+            low=ranges[name][0], high=ranges[name][1],
+        )
         for name, count in rows.items()
         if count
-    ]
+    ]  # fmt: skip
 
 
 def alike(layers: Iterable[FrozenLayer]) -> dict[str, list[FrozenLayer]]:
@@ -76,13 +105,14 @@ def alike(layers: Iterable[FrozenLayer]) -> dict[str, list[FrozenLayer]]:
 
 def seconds_plain(item: FrozenLayer, execution: Execution) -> float:
     """Of a batch's rows through a layer as it multiplies now, and of their gradient back."""
-    product, weight = execution.products.get(item.name), item.layer.weight.detach()
-    if product is not None:
+    if (product := execution.products.get(item.name)) is not None:
         return seconds_with(item, execution, product)
+    layer: Any = item.layer
+    weight = layer.weight.detach()
 
     def forward(x: Tensor) -> Tensor:
         with execution.autocast():
-            return nn.functional.linear(x, weight)
+            return type(layer).forward(layer, x)
 
     return _seconds(item, execution, forward, lambda grad: grad @ weight.to(grad.dtype))
 
@@ -93,13 +123,16 @@ def seconds_with(item: FrozenLayer, execution: Execution, product: FrozenProduct
 
 
 def _seconds(item: FrozenLayer, execution: Execution, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> float:
-    rows = min(item.rows, _MOST_ROWS)
-    dtype = computed_in(item, execution)
-    x, grad = torch.randn(rows, item.layer.in_features, dtype=dtype), torch.randn(rows, item.layer.out_features, dtype=dtype)
+    """Of a convolution, forward alone."""
+    rows, dtype = min(item.rows, _MOST_IMAGES if item.convolves else _MOST_ROWS), computed_in(item, execution)
+    x = torch.randn(rows, *item.row, dtype=dtype)
+    if item.convolves and execution.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(rows, item.layer.weight.shape[0], dtype=dtype)
 
     def once() -> None:
         forward(x)
-        if item.passes_gradient:
+        if item.passes_gradient and not item.convolves:
             back(grad)
 
     with torch.no_grad():
@@ -117,11 +150,13 @@ def form_megabytes(layers: Iterable[FrozenLayer], execution: Execution) -> str:
     return f"{sum(sizes) / 1e6:.0f} MB of memory"
 
 
-def _frozen(module: nn.Module) -> dict[str, nn.Linear]:
+def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
     return {
         name: part
         for name, part in module.named_modules()
-        if type(part) is nn.Linear and not part.weight.requires_grad and part.weight.numel() >= _SMALLEST
+        if (type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)))
+        and not part.weight.requires_grad
+        and part.weight.numel() >= _SMALLEST
     }
 
 

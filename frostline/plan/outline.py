@@ -21,7 +21,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from frostline.adapt.quantize import QuantizedLinear
-from frostline.kernels.int8_product import Int8Product
 from frostline.models.model import Model, evaluating
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
@@ -198,7 +197,7 @@ def _frozen_state(execution: Execution, name: str) -> str:
     line, product = execution.line, execution.products.get(name)
     if line is not None and any(name == before or name.startswith(f"{before}.") for before in line.names):
         return CACHED
-    return FROZEN if product is None else INT8 if isinstance(product, Int8Product) else PACKED
+    return FROZEN if product is None else PACKED if product.exact else INT8
 
 
 def _multiplies(module: nn.Module, part: Part, called: dict[str, int]) -> bool:

@@ -237,7 +237,7 @@ def _resumed(
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     if rows := settings.get("prepack_frozen"):
         prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
-    lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", []))
+    lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
         source = execution.sources["train"]
         model.module.train()

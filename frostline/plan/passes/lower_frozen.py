@@ -1,24 +1,27 @@
-"""lower_frozen: multiply with frozen weights in int8, forward and for the gradient that passes through (kernels/int8_product.py).
+"""lower_frozen: multiply with frozen weights in int8: linear layers forward and for the gradient that passes through
+(kernels/int8_product.py), and convolutions that no gradient passes (kernels/int8_convolution.py).
 
-Condition: frozen linear layers on a CPU that multiplies int8 faster. Not exact, so taken with `plan.quality: fast` (or
-`plan.int8: on`): before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than
-``LIMIT`` the layers whose own outputs differ most are left as they are, until it does not. The output layer is never lowered: the
-gradients of probabilities are too small for 8 bits. What learns stays in floating point.
+Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
+before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` the layers whose
+own outputs differ most are left as they are, until it does not. The output layer is never lowered: the gradients of probabilities
+are too small for 8 bits. What learns stays in floating point.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from frostline.data.loader import Batch
+from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
@@ -32,12 +35,13 @@ LIMIT = 0.01
 """Largest relative difference of the held-out loss."""
 _FASTER = 0.9
 _ROWS = 32
-"""Held-out rows that are looked at."""
+"""Held-out rows that are looked at, at most, and as long as a pass of them takes about ``_SECONDS``."""
+_SECONDS = 1.0
 
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], loss: Loss, steps: float) -> Decision | None:
     """Lower the layers that are faster so and keep the loss; None where nothing frozen multiplies. ``steps``: of the whole run."""
-    layers = [item for item in layers if item.name != execution.model.output]
+    layers = [item for item in layers if item.name != execution.model.output and not (item.convolves and _needs_gradient(item))]
     if not layers:
         return None
     off = Decision(what="lower_frozen", on=False, why="switched off in the recipe", exact=False)
@@ -47,7 +51,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
         return replace(off, why="int8 is not exact; plan.quality=fast takes it where it pays")
     layers = [item for item in layers if can_lower(item.layer.weight)]
     if not layers:
-        return replace(off, why="this processor has no fast products of int8 (VNNI)")
+        return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
     saved = _seconds_saved(layers, execution, forced=recipe.plan.int8 == "on")
     chosen = [item for item in layers if item.shape in saved]
     if not chosen:
@@ -55,27 +59,40 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     kept, before, after = _within_limit(chosen, execution, loss)
     if not kept:
         return replace(off, why=f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}")
-    lower(execution, [item.name for item in kept])
+    ranges = {item.name: [item.low, item.high] if item.convolves else [] for item in kept}
+    lower(execution, ranges)
+    kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
     return replace(
-        off, on=True, why=f"{len(kept)} of {len(layers)} frozen linear layers; {change}", costs=form_megabytes(kept, execution),
-        saves_seconds=steps * sum(saved[item.shape] for item in kept), settings={"layers": [item.name for item in kept]},
+        off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
+        saves_seconds=steps * sum(saved[item.shape] for item in kept), settings={"layers": ranges},
     )  # fmt: skip
 
 
-def lower(execution: Execution, names: Iterable[str]) -> None:
-    """Let these layers multiply in int8."""
-    for name in names:
-        weight: Any = execution.model.module.get_submodule(name).weight
-        execution.products[name] = Int8Product(weight)
+def lower(execution: Execution, ranges: Mapping[str, list[float]]) -> None:
+    """Let these layers multiply in int8; of a convolution, the range of what comes in."""
+    for name, ends in ranges.items():
+        execution.products[name] = _product(execution.model.module.get_submodule(name), *ends)
+
+
+def _needs_gradient(item: FrozenLayer) -> bool:
+    bias = item.layer.bias
+    return item.passes_gradient or (bias is not None and bias.requires_grad)
+
+
+def _product(layer: Any, *ends: float) -> FrozenProduct:
+    return Int8Convolution(layer, low=ends[0], high=ends[1]) if ends else Int8Product(layer.weight)
+
+
+def _lowered(item: FrozenLayer) -> FrozenProduct:
+    return _product(item.layer, *([item.low, item.high] if item.convolves else []))
 
 
 def _seconds_saved(layers: list[FrozenLayer], execution: Execution, forced: bool) -> dict[str, float]:
     """What a layer saves in a step, for the shapes that are faster in int8 than as they multiply now."""
     saved = {}
     for shape, group in alike(layers).items():
-        now = seconds_plain(group[0], execution)
-        then = seconds_with(group[0], execution, Int8Product(group[0].layer.weight))
+        now, then = seconds_plain(group[0], execution), seconds_with(group[0], execution, _lowered(group[0]))
         if forced or then < _FASTER * now:
             saved[shape] = now - then
     return saved
@@ -83,21 +100,33 @@ def _seconds_saved(layers: list[FrozenLayer], execution: Execution, forced: bool
 
 def _within_limit(chosen: list[FrozenLayer], execution: Execution, loss: Loss) -> tuple[list[FrozenLayer], float, float]:
     """As many of the layers as keep the held-out loss within the limit, that loss without them, and with them."""
-    source = execution.sources.get("validation") or execution.sources["train"]
-    batch = source.encode(np.linspace(0, source.rows - 1, num=min(_ROWS, source.rows), dtype=int), None)
-    plain = dict(execution.products)
+    plain, products = dict(execution.products), {item.name: _lowered(item) for item in chosen}
+    errors: dict[str, float] = {}
     with evaluating(execution.model.module), torch.no_grad():
-        before = _mean_loss(execution, loss, batch)
-        errors = _output_errors(chosen, execution, batch)
-        kept = sorted(chosen, key=lambda item: errors[item.name])
+        batch = _held_out(execution)
+        before, kept = _mean_loss(execution, loss, batch), chosen
         while kept:
-            lower(execution, [item.name for item in kept])
+            execution.products = plain | {item.name: products[item.name] for item in kept}
             after = _mean_loss(execution, loss, batch)
-            execution.products = dict(plain)
+            execution.products = plain
             if _change(before, after) <= LIMIT:
                 return kept, before, after
-            kept = kept[: len(kept) * 3 // 4]
+            errors = errors or _output_errors(chosen, products, execution, batch)
+            kept = sorted(kept, key=lambda item: errors[item.name])[: len(kept) * 3 // 4]
     return [], before, after
+
+
+def _held_out(execution: Execution) -> Batch:
+    source = execution.sources.get("validation") or execution.sources["train"]
+
+    def spread(rows: int) -> Batch:
+        return source.encode(np.linspace(0, source.rows - 1, num=min(rows, source.rows), dtype=int), None)
+
+    few = spread(2)
+    start = time.perf_counter()
+    execution.forward(few)
+    row = (time.perf_counter() - start) / len(few.rows)
+    return spread(max(4, min(_ROWS, int(_SECONDS / row))))
 
 
 def _change(before: float, after: float) -> float:
@@ -111,17 +140,20 @@ def _mean_loss(execution: Execution, loss: Loss, batch: Batch) -> float:
     return float(total) / max(1.0, float(count))
 
 
-def _output_errors(layers: list[FrozenLayer], execution: Execution, batch: Batch) -> dict[str, float]:
+def _output_errors(
+    layers: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, batch: Batch
+) -> dict[str, float]:
     """Of each layer alone: how much its output in int8 differs from the plain one, relative; the largest of its calls."""
-    weights = {item.name: item.layer.weight for item in layers}
-    errors = dict.fromkeys(weights, 0.0)
+    by_name = {item.name: item for item in layers}
+    errors = dict.fromkeys(by_name, 0.0)
 
     def see(name: str, x: Tensor) -> None:
-        rows = x.reshape(-1, x.shape[-1]).float()
-        plain = functional.linear(rows, weights[name].float())
-        lowered = Int8Product(weights[name]).forward(rows, None)
+        layer: Any = by_name[name].layer
+        rows = (x if by_name[name].convolves else x.reshape(-1, x.shape[-1])).to(layer.weight.dtype)
+        plain = type(layer).forward(layer, rows)
+        lowered = products[name].forward(rows, layer.bias)
         errors[name] = max(errors[name], float((lowered - plain).norm() / plain.norm().clamp_min(1e-12)))
 
-    with observed(execution.model.module, weights, see):
+    with observed(execution.model.module, by_name, see):
         execution.forward(batch)
     return errors

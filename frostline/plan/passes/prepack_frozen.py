@@ -21,7 +21,7 @@ _FASTER = 0.95
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], steps: float) -> Decision | None:
     """Pack the shapes that are faster packed; None where nothing frozen multiplies. ``steps``: of the whole run."""
-    layers = [item for item in layers if can_pack(item.layer.weight)]
+    layers = [item for item in layers if not item.convolves and can_pack(item.layer.weight, computed_in(item, execution))]
     if not layers:
         return None
     off = Decision(what="prepack_frozen", on=False, why="switched off in the recipe")

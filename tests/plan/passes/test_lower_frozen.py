@@ -12,15 +12,16 @@ from torch import Tensor
 
 import frostline as fl
 from frostline.data.dataset import Dataset
+from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.passes import lower_frozen
 from frostline.plan.plan import Plan
 from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
-from tests.train.small import plan, saved, stopped_and_resumed
+from tests.train.small import first_rows, plan, saved, stopped_and_resumed
 
-pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="this processor has no VNNI")
+pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="no fast products of int8 here")
 
 
 @pytest.fixture(autouse=True)
@@ -94,10 +95,10 @@ def test_declined_where_the_loss_changes_with_any(after: float, tmp_path: Path, 
     assert not decision(made).on and not made.execution.products and "by more than 1%" in decision(made).why
 
 
-def test_without_vnni(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_int8_is_not_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower_frozen, "can_lower", lambda weight: False)
     made = tuned(tmp_path)
-    assert not decision(made).on and "VNNI" in decision(made).why
+    assert not decision(made).on and "no fast products" in decision(made).why
 
 
 def bert(data: Dataset, folder: Path, **options: Any) -> Plan:
@@ -120,3 +121,44 @@ def test_stored_rows_are_found_by_how_they_were_computed(texts: Dataset, tmp_pat
         assert made.execution.prove("train", rows=5)
         runs[wish] = made.execution.stores["train"]
     assert runs["on"].folder != runs["off"].folder
+
+
+def pictures(data: Dataset, folder: Path, **options: Any) -> Plan:
+    """Eight frozen convolutions and a head that learns."""
+    data = first_rows(data, 24)
+    model = fl.load("vgg11", data=data, size=32, head=["flatten"])
+    return plan(model, data, folder, **{"adapt": "head", "batch": 6, "prepack": "off", "int8": "on", "epochs": 1, **options})
+
+
+def test_convolutions(digits: Dataset, tmp_path: Path) -> None:
+    made = pictures(digits, tmp_path)
+    assert decision(made).on and "8 of 8 frozen convolutions" in decision(made).why
+    assert {type(product) for product in made.execution.products.values()} == {Int8Convolution}
+    source = made.execution.sources["train"]
+    ranges = list(decision(made).settings["layers"].values())
+    assert all(low == 0.0 < high for low, high in ranges[1:]) and ranges[0][0] < 0 < ranges[0][1], "after ReLU, and images"
+    batch = source.encode(np.arange(6), None)
+    made.model.module.eval()
+    with torch.no_grad():
+        lowered = made.execution.forward(batch)
+        made.execution.products = {}
+        plain = made.execution.forward(batch)
+    assert not torch.equal(lowered, plain) and float((lowered - plain).norm() / plain.norm()) < 0.05
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_a_run_with_lowered_convolutions_goes_on_as_it_began(
+    cache: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fl.train(pictures(digits, tmp_path / "whole", cache=cache), quiet=True)
+    resumed = stopped_and_resumed(pictures(digits, tmp_path / "stopped", cache=cache), 2, monkeypatch)
+    for name, value in saved(whole).items():
+        torch.testing.assert_close(saved(resumed)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_convolutions_that_a_gradient_passes_are_left_alone(digits: Dataset, tmp_path: Path) -> None:
+    made = pictures(digits, tmp_path, adapt={"method": "lora", "rank": 2, "targets": ["features.3"]}, cache="off")
+    assert set(made.execution.products) == {"features.0", "features.3.base"}, "nothing that learns stands before them"
+    assert all(float(gradient.norm()) > 0 for name, gradient in gradients(made)[1].items() if "lora_B" in name)
+    made = pictures(digits, tmp_path, adapt="bitfit", cache="off")
+    assert not made.execution.products, "a bias learns in each"
