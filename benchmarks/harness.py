@@ -29,6 +29,17 @@ def machine_line() -> str:
     return f"{name}, {os.cpu_count()} cores; fp32 {here.fp32_gflops:.0f}, bf16 {here.bf16_gflops:.0f} GFLOP/s"
 
 
+def without_slow_bf16(sides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sides without those in bf16 where this machine multiplies fp32 faster, and a fact that says so: some take hours there."""
+    from frostline.plan.machine import machine
+
+    here = machine()
+    if here.fastest_precision == "bf16":
+        return sides, {}
+    left = {name: side for name, side in sides.items() if "bf16" not in name}
+    return left, {"left_out": f"bf16, which is slower on this machine ({here.bf16_gflops:.0f} GFLOP/s)"} if len(left) < len(sides) else {}
+
+
 def last_json_line(command: list[str], cwd: Path | None = None, **environment: str) -> dict[str, Any]:
     """Run a command in a process of its own, with an empty Frostline cache, and read the last line that it prints."""
     with tempfile.TemporaryDirectory() as cache:

@@ -3,7 +3,8 @@
     python benchmarks/lora_peft.py [chat] [classify] [--hf PYTHON] [--peers ../shared/peers] [--repeat 3] [--steps 12]
 
 ``--hf`` is the Python of an environment with ``torch transformers peft datasets accelerate`` (`make .venv-hf/.stamp`). The peers
-run unchanged, as documented (fp32) and with their own --bf16. Each side is a process of its own, one after the other, on the same
+run unchanged, as documented (fp32) and with their own --bf16; ours in fp32, in bf16 (both sides' only where the machine is faster so)
+and with plan.quality=fast, which may take bf16 and int8. Each side is a process of its own, one after the other, on the same
 rows in the same order, from the same weights; seconds are those of the steps after the first two (chat) or four. Ours are the
 steps of the training loop itself. A last comparison starts both from the same adapter, with the peer's labels (which count the
 line break behind an answer, ours do not), and compares the losses step by step and the gradients of the first step.
@@ -31,7 +32,7 @@ BATCH = {"chat": 8, "classify": 32}
 PEERS = {"chat": "hf_peft_chat.py", "classify": "hf_peft_classify.py"}
 
 
-def ours(kind: str, model_folder: str, file: str, precision: str, steps: int, same: str = "") -> None:
+def ours(kind: str, model_folder: str, file: str, way: str, steps: int, same: str = "") -> None:
     """One run of the training loop's own steps; prints one JSON line. ``same``: the folder of the peer's adapter, to start from it."""
     import numpy as np
     import torch
@@ -39,7 +40,7 @@ def ours(kind: str, model_folder: str, file: str, precision: str, steps: int, sa
     from frostline.train.loop import _take_step, start
 
     torch.manual_seed(0)
-    plan = _plan(kind, model_folder, file, precision, same)
+    plan = _plan(kind, model_folder, file, way, same)
     source, batch = plan.execution.sources["train"], BATCH[kind]
     encode = _peer_labels(plan, file, steps * batch) if same and kind == "chat" else source.encode
     state = start(plan)
@@ -65,7 +66,7 @@ def ours(kind: str, model_folder: str, file: str, precision: str, steps: int, sa
     }))  # fmt: skip
 
 
-def _plan(kind: str, model_folder: str, file: str, precision: str, same: str) -> Any:
+def _plan(kind: str, model_folder: str, file: str, way: str, same: str) -> Any:
     import frostline as fl
     from frostline.adapt.peft_files import load_adapter
 
@@ -77,7 +78,8 @@ def _plan(kind: str, model_folder: str, file: str, precision: str, same: str) ->
     if same:
         load_adapter(model, Path(same))
     options = {f"adapt.{name}": value for name, value in adapt.items()}
-    return fl.plan(model, data, epochs=1, batch=BATCH[kind], lr=LR[kind], clip=1.0, precision=precision, out="unused", **options)
+    options |= {"quality": "fast"} if way == "fast" else {"precision": way}
+    return fl.plan(model, data, epochs=1, batch=BATCH[kind], lr=LR[kind], clip=1.0, out="unused", **options)
 
 
 def _peer_labels(plan: Any, file: str, count: int) -> Callable[..., Any]:
@@ -151,7 +153,9 @@ def compare(kind: str, options: argparse.Namespace, folder: Path) -> None:
         "HF Trainer + PEFT --bf16": lambda: harness.last_json_line([*peer, "--bf16"], cwd=options.peers),
         "Frostline fp32": lambda: harness.last_json_line([*me, "fp32", str(steps)]),
         "Frostline bf16": lambda: harness.last_json_line([*me, "bf16", str(steps)]),
+        "Frostline fast": lambda: harness.last_json_line([*me, "fast", str(steps)]),
     }
+    sides, left_out = harness.without_slow_bf16(sides)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(options.repeat):
         for name, run in sides.items():
@@ -163,7 +167,7 @@ def compare(kind: str, options: argparse.Namespace, folder: Path) -> None:
         for name, found in runs.items()
     ]
     facts: dict[str, Any] = {"steps": steps, "batch": BATCH[kind], "rank": RANK[kind], "repeats": options.repeat}
-    facts["decisions"] = runs["Frostline fp32"][0]["decisions"]
+    facts |= left_out | {"decisions": runs["Frostline fp32"][0]["decisions"], "decisions_fast": runs["Frostline fast"][0]["decisions"]}
     if kind == "chat":
         facts |= _same(model, file, folder, steps, runs)
     harness.publish(f"lora_{kind}", ["", rate.replace("_per_s", "/s"), "against the first", "peak GB"], rows, **facts)
@@ -179,7 +183,7 @@ def _same(model: str, file: str, folder: Path, steps: int, runs: dict[str, list[
     theirs = runs["HF Trainer + PEFT"][0]["losses"]
     difference = max(abs(a - b) / a for a, b in zip(theirs, same["losses"]))
     rates = {"fp32": machine().fp32_gflops, "bf16": machine().bf16_gflops}
-    shares = {name: runs[f"Frostline {name}"][0]["gflops"] / rate for name, rate in rates.items()}
+    shares = {name: runs[f"Frostline {name}"][0]["gflops"] / rate for name, rate in rates.items() if f"Frostline {name}" in runs}
     return {
         "share_of_roofline": {name: f"{share:.0%}" for name, share in shares.items()},
         "losses_on_same_batches": f"peer {[round(x, 4) for x in theirs]}, Frostline {[round(x, 4) for x in same['losses']]}",

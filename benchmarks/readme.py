@@ -16,6 +16,10 @@ TITLES = {
         "VGG16 (random weights) frozen, a new head, 224 × 224, against Keras",
         "冻结的 VGG16（随机权重）、新的头部、224 × 224，与 Keras 对比",
     ),
+    "vgg16_keras_augment": (
+        "The same with shear, zoom and flip anew in each epoch",
+        "同上，每轮重新做剪切、缩放和翻转",
+    ),
     "fashion_mnist": ("Fashion-MNIST, images", "Fashion-MNIST，图片"),
     "text": ("Text", "文本"),
     "lora_chat": (
@@ -42,7 +46,7 @@ TITLES = {
     "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
     "startup": ("Start-up", "启动时间"),
 }
-PARTS = {"lora_": "lora_peft.py", "kernels_": "kernels.py"}
+PARTS = {"vgg16_keras_": "vgg16_keras.py --", "lora_": "lora_peft.py ", "kernels_": "kernels.py "}
 """Scripts that write several results, by the beginning of their names."""
 
 
@@ -51,7 +55,7 @@ def section(name: str, content: dict[str, Any], chinese: bool) -> str:
     rows = [content["headers"], ["---"] * len(content["headers"]), *content["rows"]]
     table = "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
     facts = "; ".join(f"{key.replace('_', ' ')}: {value}" for key, value in content["facts"].items())
-    command = next((f"{script} {name.removeprefix(part)}" for part, script in PARTS.items() if name.startswith(part)), f"{name}.py")
+    command = next((f"{script}{name.removeprefix(part)}" for part, script in PARTS.items() if name.startswith(part)), f"{name}.py")
     source = f"`python benchmarks/{command}`, {content['date']}, {content['machine']}"
     about = f"{facts + '. ' if facts else ''}{'来源：' if chinese else 'From '}{source}."
     return f"**{TITLES[name][chinese]}**\n\n{table}\n\n{about}"

@@ -1,11 +1,12 @@
 """The headline job against Keras 3 on TensorFlow: VGG16 frozen, a new head, 224 × 224, 10 epochs, no augmentation.
 
-    python benchmarks/vgg16_keras.py [--keras PYTHON] [--peer ../shared/peers/keras_vgg16.py] [--images 240] [--repeat 3]
+    python benchmarks/vgg16_keras.py [--augment] [--keras PYTHON] [--peer ../shared/peers/keras_vgg16.py] [--images 240] [--repeat 3]
 
 ``--keras`` is the Python of an environment with ``keras tensorflow-cpu pillow scipy h5py`` (`make .venv-keras/.stamp`).
-The peer runs unchanged. Each
-side is a process of its own, one after the other, on the same images, the same weights, the same optimiser; seconds are
-those of the training alone on both sides (the peer's own clock; ours from before the plan's probe to the saved model).
+The peer runs unchanged, as documented and with its own --bf16; ours exact in fp32, in bf16 (both sides' only where the machine is
+faster so), and with plan.quality=fast, which may take bf16 and int8. Each side is a process of its own, one after the other, on the
+same images, the same weights, the same optimiser; seconds are those of the training alone on both sides (the peer's own clock; ours
+from before the plan's probe to the saved model). ``--augment``: sheared, zoomed and flipped anew in each epoch, so nothing is cached.
 A second comparison feeds both sides the same batches from the same initial head, without dropout, and compares the losses.
 """
 
@@ -16,7 +17,9 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import harness
 import inputs
@@ -24,7 +27,8 @@ import inputs
 HEAD = ["flatten", "dense 256 relu", "dropout 0.5"]
 
 
-WAYS = {"fp32": {}, "bf16": {"precision": "bf16"}, "fast": {"quality": "fast"}}
+KERAS = "Keras 3 (TensorFlow)"
+WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}, "fast": {"quality": "fast"}}
 RANDOM = {"shear": 0.2, "zoom": 0.2, "horizontal_flip": True}
 
 
@@ -40,11 +44,11 @@ def ours(images: str, weights: str, epochs: int, out: str, way: str, augmented: 
     planned = time.perf_counter() - start
     run = fl.train(plan, quiet=True)
     seconds = time.perf_counter() - start
-    last = run.history[-1]
-    print(json.dumps({"seconds": seconds, "planned": planned, "on": [d.what for d in plan.decisions if d.on],
-                      "lowered": next((d.why for d in plan.decisions if d.what == "lower_frozen"), ""), "losses": [e["loss"] for e in run.history], "accuracy": last["accuracy"],
-                      "val_accuracy": last["val_accuracy"], "peak_rss_gb": run.cost["actual"]["peak_bytes"] / 2**30,
-                      "predicted_seconds": run.cost["predicted"]["seconds"]}))  # fmt: skip
+    print(json.dumps({
+        "seconds": seconds, "planned": planned, "losses": [epoch["loss"] for epoch in run.history],
+        "lowered": next((made.why for made in plan.decisions if made.what == "lower_frozen"), ""),
+        "peak_rss_gb": run.cost["actual"]["peak_bytes"] / 2**30, "predicted_seconds": run.cost["predicted"]["seconds"],
+    }))  # fmt: skip
 
 
 def same_batches(images: str, weights: str, folder: str, epochs: int = 3) -> None:
@@ -82,6 +86,7 @@ def main() -> None:
     default = str(harness.ROOT / ".venv-keras" / "bin" / "python")
     parser.add_argument("--keras", default=default, help="the Python of the peer's environment; `make bench` makes one")
     parser.add_argument("--peer", type=Path, default=harness.ROOT.parent / "shared" / "peers" / "keras_vgg16.py")
+    parser.add_argument("--augment", action="store_true", help="shear, zoom and flip, anew in each epoch")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--repeat", type=int, default=3)
@@ -103,39 +108,61 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     peer = [options.keras, str(options.peer), str(images), "--epochs"]
     me = [sys.executable, __file__, "--side"]
     harness.last_json_line([*peer, "1", "--save-weights", str(weights)], cwd=options.peer.parent)
-    sides: dict[str, list[dict]] = {"Keras 3 (TensorFlow)": [], "Frostline": []}
-    for index in range(options.repeat):
-        sides["Keras 3 (TensorFlow)"].append(
-            harness.last_json_line([*peer, str(options.epochs), "--weights", str(weights)], cwd=options.peer.parent)
-        )
-        out = str(folder / f"run{index}")
-        sides["Frostline"].append(harness.last_json_line([*me, "ours", str(images), str(weights), str(options.epochs), out]))
-    seconds = {name: harness.median([run["seconds"] for run in runs]) for name, runs in sides.items()}
+    keras_run = [*peer, str(options.epochs), "--weights", str(weights), *(["--augment"] if options.augment else [])]
+
+    def keras(*words: str) -> Callable[[], dict[str, Any]]:
+        return lambda: harness.last_json_line([*keras_run, *words], cwd=options.peer.parent)
+
+    def frostline(way: str) -> Callable[[], dict[str, Any]]:
+        def run() -> dict[str, Any]:
+            with tempfile.TemporaryDirectory() as out:
+                augmented = str(int(options.augment))
+                return harness.last_json_line([*me, "ours", str(images), str(weights), str(options.epochs), f"{out}/run", way, augmented])
+
+        return run
+
+    sides, left_out = harness.without_slow_bf16(
+        {KERAS: keras(), f"{KERAS} --bf16": keras("--bf16"), **{f"Frostline {way}": frostline(way) for way in WAYS}}
+    )
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(options.repeat):
+        for name, run in sides.items():
+            runs[name].append(run())
+    seconds = {name: harness.median([run["seconds"] for run in found]) for name, found in runs.items()}
     rows = [
         [
             name,
             f"{seconds[name]:.1f}",
-            f"{runs[0]['losses'][-1]:.4f}",
-            f"{runs[0]['val_accuracy']:.3f}",
-            f"{max(r['peak_rss_gb'] for r in runs):.2f}",
+            f"{seconds[KERAS] / seconds[name]:.1f} ×",
+            f"{found[0]['planned']:.1f}" if "planned" in found[0] else "",
+            f"{found[0]['losses'][-1]:.4f}",
+            f"{max(r['peak_rss_gb'] for r in found):.2f}",
         ]
-        for name, runs in sides.items()
+        for name, found in runs.items()
     ]
+    headers = ["", "seconds, median", "against the first", "of these planning", "last training loss", "peak GB"]
+    facts = {"images": options.images, "epochs": options.epochs, "repeats": options.repeat, **left_out}
+    facts |= {"predicted_seconds": {name: round(found[0]["predicted_seconds"], 1) for name, found in runs.items() if "planned" in found[0]}}
+    facts |= {"int8": runs["Frostline fast"][0]["lowered"]}
+    if not options.augment:
+        facts |= same_losses(options, folder, images, weights)
+    harness.publish("vgg16_keras_augment" if options.augment else "vgg16_keras", headers, rows, **facts)
+
+
+def same_losses(options: argparse.Namespace, folder: Path, images: Path, weights: Path) -> dict[str, str]:
+    """Losses of both sides on the same batches."""
+    me = [sys.executable, __file__, "--side", "same", str(images), str(weights), str(folder / "same")]
     (folder / "same").mkdir()
-    harness.last_json_line([*me, "same", str(images), str(weights), str(folder / "same")])
+    harness.last_json_line(me)
     keras = harness.last_json_line(
         [options.keras, str(Path(__file__).with_name("keras_same_batches.py")), str(weights), str(folder / "same")]
     )
-    frostline = harness.last_json_line([*me, "same", str(images), str(weights), str(folder / "same")])
+    frostline = harness.last_json_line(me)
     difference = max(abs(a - b) / a for a, b in zip(keras["losses"], frostline["losses"], strict=True))
-    harness.publish(
-        "vgg16_keras", ["", "seconds, median", "last training loss", "validation accuracy", "peak GB"], rows,
-        times_faster=round(seconds["Keras 3 (TensorFlow)"] / seconds["Frostline"], 2),
-        predicted_seconds=round(sides["Frostline"][0]["predicted_seconds"], 1),
-        images=options.images, epochs=options.epochs, repeats=options.repeat,
-        losses_on_same_batches=f"Keras {[round(x, 5) for x in keras['losses']]}, Frostline {[round(x, 5) for x in frostline['losses']]}",
-        largest_relative_difference=f"{difference:.2e}",
-    )  # fmt: skip
+    return {
+        "losses_on_same_batches": f"Keras {[round(x, 5) for x in keras['losses']]}, Frostline {[round(x, 5) for x in frostline['losses']]}",
+        "largest_relative_difference": f"{difference:.2e}",
+    }
 
 
 if __name__ == "__main__":
