@@ -27,8 +27,9 @@ def _machine():
     from frostline.plan.machine import Machine
 
     return Machine(
-        name="test", cores=2, fp32_gflops=100.0, bf16_gflops=50.0, memory_gb_per_s=10.0, disk_write_gb_per_s=1.0, disk_read_gb_per_s=2.0
-    )
+        name="test", cores=2, fp32_gflops=100.0, bf16_gflops=50.0, memory_gb_per_s=10.0, disk_write_gb_per_s=1.0, disk_read_gb_per_s=2.0,
+        disk_sync_seconds=0.001,
+    )  # fmt: skip
 
 
 MACHINE = _machine()

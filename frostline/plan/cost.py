@@ -5,7 +5,10 @@ A run of E epochs over N training and V validation rows, in batches of B, with a
     uncached  E · ((N + V) · (encode + prefix) + N/B · (step + update) + V/B · forward)
     cached    (N + V) · (encode + prefix + write) + E · ((N + V) · read + N/B · (step + update) + V/B · forward)
 
+and on both roads E checkpoints, the proof of a stored row in each epoch, and the saved model, which is read back and compared.
 ``encode`` runs in threads beside the computation but on the same cores, so its seconds are divided by the cores.
+
+Memory is highest in a step (activations, temporaries, batches that wait) or while the saved model is compared with what was read.
 """
 
 from __future__ import annotations
@@ -18,6 +21,12 @@ from frostline.plan.probe import Probe
 
 STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2, "adafactor": 0, "lion": 1, "muon": 1, "rmsprop": 2}
 """Numbers that each optimiser keeps for every number that learns (adafactor: rows and columns only)."""
+
+
+_SYNCS = 6
+"""Files of a checkpoint, or of a saved model, that are made durable one by one, about."""
+_HASHED_PER_SECOND = 0.8e9
+"""Bytes, by blake2b."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,10 @@ class Work:
     ema: bool
     workers: int = 1
     """Threads that read and encode."""
+    checkpoint_bytes: int = 0
+    """What learns, and the optimiser's state."""
+    model_bytes: int = 0
+    """The saved model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +85,24 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
     if stored_bytes is not None:
         parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)
         parts["read store"] = work.epochs * stored_bytes / (machine.disk_read_gb_per_s * 1e9)
+        parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * probe.prefix_row
+    parts["checkpoints"] = work.epochs * (work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds)
+    parts["saving"] = saving_seconds(work, probe, machine)
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
+    """The model is written, hashed, read back and hashed, and two rows go through both."""
+    disk = work.model_bytes * (1 / machine.disk_write_gb_per_s + 1 / machine.disk_read_gb_per_s) / 1e9
+    rows = 2 * 2 * (probe.prefix_row + probe.forward / work.batch)
+    return disk + 2 * work.model_bytes / _HASHED_PER_SECOND + _SYNCS * machine.disk_sync_seconds + rows
 
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
     """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
-    return resident + state + probe.saved_bytes + passing_bytes(probe, workers) + mapped_bytes(stored_bytes)
+    step = probe.saved_bytes + passing_bytes(probe, workers)
+    return resident + state + max(step, 2 * work.model_bytes) + mapped_bytes(stored_bytes)
 
 
 def passing_bytes(probe: Probe, workers: int) -> int:

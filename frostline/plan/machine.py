@@ -33,6 +33,8 @@ class Machine:
     """Reading and writing one large array."""
     disk_write_gb_per_s: float
     disk_read_gb_per_s: float
+    disk_sync_seconds: float
+    """Until a small file is on the disk."""
 
     @property
     def fastest_precision(self) -> str:
@@ -92,7 +94,7 @@ def _fingerprint() -> str:
 
 
 def _measure() -> Machine:
-    write, read = _disk_rates()
+    write, read, sync = _disk_rates()
     return Machine(
         name=f"{platform.machine()} {platform.processor() or 'processor'}, {torch.get_num_threads()} threads",
         cores=os.cpu_count() or 1,
@@ -101,6 +103,7 @@ def _measure() -> Machine:
         memory_gb_per_s=_memory_rate(),
         disk_write_gb_per_s=write,
         disk_read_gb_per_s=read,
+        disk_sync_seconds=sync,
     )
 
 
@@ -133,8 +136,9 @@ def _memory_rate() -> float:
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
 
 
-def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float]:
-    """Writing with fsync, and reading back; the read comes from the page cache, as a store that was just written does."""
+def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float, float]:
+    """Writing with fsync, reading back, and the seconds of an fsync; the read comes from the page cache, as a store's that was just
+    written."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     content = os.urandom(2**20) * (size // 2**20)
@@ -144,7 +148,14 @@ def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float]:
         file.flush()
         os.fsync(file.fileno())
         wrote = time.perf_counter() - start
+
+        def sync() -> None:
+            file.write(b"small")
+            file.flush()
+            os.fsync(file.fileno())
+
+        synced = best_seconds(sync)
         start = time.perf_counter()
         with open(file.name, "rb") as again:
             again.read()
-        return size / wrote / 1e9, size / (time.perf_counter() - start) / 1e9
+        return size / wrote / 1e9, size / (time.perf_counter() - start) / 1e9, synced

@@ -37,7 +37,7 @@ from frostline.plan.passes import (
     prepack_frozen,
     reference,
 )
-from frostline.plan.probe import probe
+from frostline.plan.probe import probe, take_an_empty_step
 from frostline.recipe import AdaptRecipe, DataRecipe, Recipe
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
@@ -183,6 +183,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     _refuse_single_rows(recipe, model, data)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
+    take_an_empty_step()
     here = machine()
     kept = allocator.propose(recipe)
     layout, types = channels_last.propose(recipe, execution), precision.propose(recipe, here)
@@ -210,7 +211,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         others.append(referring)
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     peak = predict_peak_bytes(work, measured, resident_bytes(), execution.workers, stored_bytes=stored)
-    disk = (stored or 0) + _run_bytes(recipe, model, data, work)
+    disk = (stored or 0) + _run_bytes(data, work)
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted)
     parameters = _count(model, work, measured.saved_bytes, line.names if line else [])
@@ -299,25 +300,27 @@ def _workers(recipe: Recipe) -> int:
 
 def _work(recipe: Recipe, model: Model, sources: dict[str, SplitSource]) -> Work:
     train, validation = sources["train"], sources.get("validation")
+    learning = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    weights = sum(tensor.nbytes for tensor in model.module.state_dict().values())
+    kept = weights if recipe.adapt.method == "gradual" else learning * 4
     return Work(
         train_rows=train.rows,
         validation_rows=validation.rows if validation is not None else 0,
         epochs=recipe.train.epochs,
         batch=min(recipe.train.batch, train.rows),
         accumulate=recipe.train.accumulate,
-        learning=sum(p.numel() for p in model.module.parameters() if p.requires_grad),
+        learning=learning,
         optimizer=recipe.train.optimizer,
         ema=recipe.train.ema is not None,
         workers=_workers(recipe),
+        checkpoint_bytes=kept + learning * 4 * (STATE_TENSORS[recipe.train.optimizer] + (recipe.train.ema is not None)),
+        model_bytes=weights,
     )
 
 
-def _run_bytes(recipe: Recipe, model: Model, data: Dataset, work: Work) -> int:
-    """The run's folder: the rows, the saved model, and two checkpoints (last and best) with the optimiser's state."""
-    weights = sum(t.nbytes for t in model.module.state_dict().values())
-    kept = weights if recipe.adapt.method == "gradual" else work.learning * 4
-    state = work.learning * 4 * (STATE_TENSORS[work.optimizer] + work.ema)
-    return sum(table.nbytes for table in data.splits.values()) + weights + 2 * (kept + state)
+def _run_bytes(data: Dataset, work: Work) -> int:
+    """The run's folder: the rows, the saved model, and two checkpoints (last and best)."""
+    return sum(table.nbytes for table in data.splits.values()) + work.model_bytes + 2 * work.checkpoint_bytes
 
 
 def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dict[str, int]:

@@ -86,6 +86,14 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
     return result, line
 
 
+def take_an_empty_step() -> None:
+    """The first step of an optimiser in a process imports torch's compiler: seconds, and a hundred megabytes that stay. Taken before
+    the plan measures, so that they are no surprise of the run."""
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    torch.optim.SGD([parameter]).step()
+
+
 def _spread(count: int, wanted: int) -> np.ndarray:
     """Row indices spread evenly over a split."""
     return np.linspace(0, count - 1, num=wanted, dtype=int)
@@ -116,11 +124,12 @@ def _forward(execution: Execution, batch: Batch) -> None:
 
 
 def _width(execution: Execution, source: SplitSource, sample: Batch, batch: int) -> float:
-    """How much more there is to compute in a row of an epoch than in one of the sample."""
+    """How much more there is to compute in a row of an epoch than in one of the sample; what stands on either side of a frost line is
+    measured padded."""
     if source.lengths is None:
         return 1.0
     mask = sample.inputs["attention_mask"]
-    if execution.pack:
+    if execution.pack and execution.line is None:
         return float(source.lengths.mean()) * len(sample.rows) / float(mask.sum())
     tokens = mask.shape[1] + sample.inputs.get("decoder_attention_mask", mask[:, :0]).shape[1]  # as a row's length counts them
     return _padding(source, batch) / (execution.task.sequences * tokens)

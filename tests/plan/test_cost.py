@@ -15,14 +15,23 @@ from frostline.recipe import TrainRecipe
 from frostline.train.optimizers import build_optimizer, state_to_tensors
 
 WORK = Work(
-    train_rows=100, validation_rows=20, epochs=3, batch=10, accumulate=2, learning=1_000_000, optimizer="adam", ema=False, workers=8
-)
+    train_rows=100, validation_rows=20, epochs=3, batch=10, accumulate=2, learning=1_000_000, optimizer="adam", ema=False, workers=8,
+    checkpoint_bytes=12_000_000, model_bytes=3_000_000,
+)  # fmt: skip
 PROBE = Probe(
     batch=10, encode_row=0.008, prefix_row=0.05, step=0.2, forward=0.1, saved_bytes=7_000_000, transient_bytes=500_000, input_bytes=100_000
 )
 MACHINE = Machine(
-    name="by hand", cores=4, fp32_gflops=100, bf16_gflops=50, memory_gb_per_s=16, disk_write_gb_per_s=0.5, disk_read_gb_per_s=2
-)
+    name="by hand", cores=4, fp32_gflops=100, bf16_gflops=50, memory_gb_per_s=16, disk_write_gb_per_s=0.5, disk_read_gb_per_s=2,
+    disk_sync_seconds=0.01,
+)  # fmt: skip
+
+
+SAVED = {
+    "checkpoints": 3 * (0.012 / 0.5 + 6 * 0.01),
+    "saving": 0.003 / 0.5 + 0.003 / 2 + 2 * 0.003 / 0.8 + 6 * 0.01 + 4 * (0.05 + 0.01),
+}
+"""Written and read at the disk's rates, hashed twice, two rows through two models."""
 
 
 def test_the_update_reads_and_writes_weight_gradient_and_state():
@@ -40,6 +49,7 @@ def test_uncached():
             "validation": 3 * 2 * 0.1,
             "read and encode": 3 * 120 * 0.008 / 4,
             "frozen prefix": 3 * 120 * 0.05,
+            **SAVED,
         }
     )
 
@@ -55,6 +65,8 @@ def test_cached():
             "frozen prefix": 120 * 0.05,
             "write store": 2.0,
             "read store": 3 * 0.5,
+            "proofs": 3 * 2 * 0.05,
+            **SAVED,
         }
     )
 
@@ -72,19 +84,21 @@ def test_caching_pays_exactly_where_reading_costs_less_than_running(rows, epochs
     machine = dataclasses.replace(MACHINE, disk_read_gb_per_s=read)
     plain = sum(predict_seconds(work, probe, machine, stored_bytes=None).values())
     cached = sum(predict_seconds(work, probe, machine, stored_bytes=stored).values())
-    saved = (epochs - 1) * rows * prefix - stored / 0.5e9 - epochs * stored / (read * 1e9)
+    saved = (epochs - 1) * rows * prefix - epochs * prefix - stored / 0.5e9 - epochs * stored / (read * 1e9)
     assert plain - cached == pytest.approx(saved, rel=1e-6, abs=1e-6 * plain)
 
 
 def test_parts_that_take_no_time_are_left_out():
     work = dataclasses.replace(WORK, validation_rows=0)
     parts = predict_seconds(work, dataclasses.replace(PROBE, prefix_row=0.0), MACHINE, stored_bytes=None)
-    assert set(parts) == {"step", "update", "read and encode"}
+    assert set(parts) == {"step", "update", "read and encode", "checkpoints", "saving"}
 
 
 def test_peak():
     # gradient and two states; activations; what comes and goes; two workers' batches, the one that waits and the one that is used
     plain = 2_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000
+    large = dataclasses.replace(WORK, model_bytes=40_000_000)
+    assert predict_peak_bytes(large, PROBE, 2_000_000, 2, stored_bytes=None) == 2_000_000 + 4_000_000 * 3 + 80_000_000, "while it is saved"
     assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=None) == plain
     assert predict_peak_bytes(dataclasses.replace(WORK, ema=True), PROBE, 2_000_000, 2, stored_bytes=None) == plain + 4_000_000
     assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=1000) == plain + 1000

@@ -136,7 +136,7 @@ def test_llama_70b_takes_seconds_and_little_memory() -> None:
         module = with_lora(llama(80, 8192, 28672, 64, "meta"), rank=8)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     count: StepCount = count_step(module, {"input_ids": torch.zeros(1, 2048, dtype=torch.long), "use_cache": False}, loss=total)
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 25  # 1.5 to 10, by the machine
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
     body = 80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
     assert count.flops[FORWARD]["gemm"] / (2 * body * 2048) == pytest.approx(1, abs=0.01)

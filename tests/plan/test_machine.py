@@ -41,8 +41,9 @@ def test_the_measurements_themselves(monkeypatch):
     monkeypatch.setattr(subject, "best_seconds", lambda work: best_seconds(work, budget=0.01))
     monkeypatch.setattr(subject._disk_rates, "__defaults__", (2**22,))
     monkeypatch.setattr(subject._gemm_rate, "__defaults__", (256,))
-    write, read = subject._disk_rates()
+    write, read, sync = subject._disk_rates()
     rates = [subject._gemm_rate(subject.torch.float32), subject._gemm_rate(subject.torch.bfloat16), subject._memory_rate(), write, read]
+    assert 0 < sync < 1
     assert all(np.isfinite(rate) and 1e-3 < rate < 1e5 for rate in rates)
     assert list(cache_folder().iterdir()) == []  # the file that was written is gone
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline.plan.probe import _repeated, _saved_bytes, _spread, probe
+from frostline.data.loader import epoch_batches
+from frostline.plan.probe import _repeated, _saved_bytes, _spread, _width, probe
+from tests.plan.small import bert_with_lora
 from tests.train.small import cnn, first_rows, plan
 
 
@@ -108,3 +110,15 @@ def test_rows_spread_over_the_split(count, wanted, expected):
 
 def test_a_sample_is_repeated_to_a_batch():
     assert _repeated(torch.tensor([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_a_row_of_an_epoch_beside_one_of_the_sample(texts, tmp_path):
+    execution = bert_with_lora(texts, tmp_path, pack="on").execution
+    source = execution.sources["train"]
+    sample = source.encode(_spread(source.rows, 5), None)
+    tokens, positions = int(sample.inputs["attention_mask"].sum()), sample.inputs["attention_mask"].shape[1]
+    assert execution.pack and execution.line is None and tokens < 5 * positions
+    assert _width(execution, source, sample, 6) == pytest.approx(source.lengths.mean() * 5 / tokens), "packed: tokens alone"
+    padded = [len(rows) * source.lengths[rows].max() for rows in epoch_batches(source.rows, 6, 0, 0, source.lengths)]
+    execution.line = object()  # both parts are measured padded then
+    assert _width(execution, source, sample, 6) == pytest.approx(sum(padded) / source.rows / positions)
