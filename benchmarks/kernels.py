@@ -1,6 +1,6 @@
 """The kernels one by one, each way in a process of its own: seconds, memory and errors.
 
-    python benchmarks/kernels.py [loss] [linear] [lora] [--repeat 3] [--quick]
+    python benchmarks/kernels.py [loss] [linear] [lora] [convolution] [--repeat 3] [--quick]
 
 loss    the head of a language model, frozen, forward and back to the hidden states, at 2 048 labelled rows, width 576 and vocabulary
         49 152: ``linear_cross_entropy``, plain and with a packed weight, against logits and ``F.cross_entropy``. The transient memory is
@@ -11,12 +11,17 @@ linear  a frozen linear layer, forward and the gradient that passes through, in 
 lora    a frozen linear layer with a LoRA update of rank 16, forward and back to input and factors: ``lora_linear``, plain and with a
         packed weight, against ``F.linear`` and two products written out.
 
-A cell is the median over the processes of the shortest time in each. About two minutes in all on two cores.
+convolution  a frozen convolution of VGG16 at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16, and int8 with
+        the quantising of what comes in.
+
+Ways in bf16 are left out where the machine multiplies fp32 faster. A cell is the median over the processes of the shortest time in
+each. About three minutes in all on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Callable
@@ -34,6 +39,8 @@ MINILM = [(384, 384), (384, 1536), (1536, 384)]
 ROWS = [512, 2048]
 HEAD = (2048, 576, 49_152)
 RANK, SCALING = 16, 2.0
+VGG16 = [(64, 64, 224), (128, 128, 112), (256, 256, 56), (512, 512, 28), (512, 512, 14)]
+IMAGES = 4
 
 
 def _logits_loss(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -211,8 +218,36 @@ def lora(way: str, quick: bool) -> dict[str, Any]:
     return found
 
 
+CONVOLUTIONS = ["F.conv2d fp32", "F.conv2d bf16", "int8"]
+
+
+def convolution(way: str, quick: bool) -> dict[str, Any]:
+    import torch
+    from torch import nn
+
+    from frostline.kernels.int8_convolution import Int8Convolution
+    from frostline.plan.machine import best_seconds
+
+    dtype = torch.bfloat16 if way.endswith("bf16") else torch.float32
+    found: dict[str, Any] = {}
+    with torch.no_grad():
+        for inputs, outputs, size in VGG16[-1:] if quick else VGG16:
+            torch.manual_seed(0)
+            layer = nn.Conv2d(inputs, outputs, 3, padding=1).to(memory_format=torch.channels_last)
+            x = torch.randn(IMAGES, inputs, size, size).relu_().contiguous(memory_format=torch.channels_last)
+            exact = layer(x)
+            product, given, cast = Int8Convolution(layer, low=0.0, high=float(x.max())), x.to(dtype), copy.deepcopy(layer).to(dtype)
+            run = (lambda: product.forward(x, layer.bias)) if way == "int8" else (lambda: cast(given))  # noqa: B023
+            found[f"{inputs} to {outputs}, {size} x {size}"] = {"ms": 1e3 * best_seconds(run), "error": _error(run(), exact.double())}
+    return found
+
+
+PARTS = {"loss": loss, "linear": linear, "lora": lora, "convolution": convolution}
+
+
 def _runs(part: str, ways: list[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    kept, _ = harness.without_slow_bf16(dict.fromkeys(ways))
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in kept}
     for _ in range(options.repeat):
         for way, found in runs.items():
             found.append(harness.last_json_line([sys.executable, __file__, "--side", part, way, str(int(options.quick))]))
@@ -243,21 +278,21 @@ def publish_shapes(part: str, ways: list[str], times: list[str], options: argpar
         way: ", ".join(f"{kind.replace('_', ' ')} {max(shape[kind] for shape in found[0].values()):.1e}" for kind in kinds)
         for way, found in runs.items()
     }
-    headers = ["ms, forward and back (against the first)", *ways]
+    headers = [f"ms, forward{'' if part == 'convolution' else ' and back'} (against the first)", *runs]
     harness.publish(f"kernels_{part}", headers, rows, largest_errors="; ".join(f"{way}: {text}" for way, text in errors.items()),
                     repeats=options.repeat)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["loss", "linear", "lora"], metavar="PART", help="loss, linear, lora")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="tiny shapes, once: to see that every way works")
     parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         part, way, quick = options.side
-        print(json.dumps({"loss": loss, "linear": linear, "lora": lora}[part](way, quick == "1")))
+        print(json.dumps(PARTS[part](way, quick == "1")))
         return
     if options.quick:
         options.repeat = 1
@@ -265,6 +300,7 @@ def main() -> None:
         "loss": lambda: publish_loss(options),
         "linear": lambda: publish_shapes("linear", list(LINEARS), ["forward_ms", "back_ms"], options),
         "lora": lambda: publish_shapes("lora", LORAS, ["ms"], options),
+        "convolution": lambda: publish_shapes("convolution", CONVOLUTIONS, ["ms"], options),
     }
     if unknown := [part for part in options.parts if part not in publishers]:
         parser.error(f"unknown part {unknown[0]!r}, expected one of {', '.join(publishers)}")

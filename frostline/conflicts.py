@@ -81,6 +81,12 @@ def _of_another_method(recipe: Recipe) -> list[str]:
         for name, methods in _READ_BY.items()
         if adapt.method not in methods and getattr(adapt, name) != getattr(default, name)
     ]
+    found += [
+        f"plan.{name} got 'on', which changes how frozen weights multiply, and adapt.method is 'full', which freezes none. "
+        f"Remove plan.{name}, or use: adapt=lora"
+        for name in ("int8", "prepack")
+        if adapt.method == "full" and getattr(recipe.plan, name) == "on"
+    ]
     if recipe.train.nesterov and recipe.train.optimizer != "sgd":
         found.append(
             f"train.nesterov got True, which only sgd reads, and train.optimizer is {recipe.train.optimizer!r}. "
@@ -128,6 +134,7 @@ def _out_of_range(recipe: Recipe) -> list[str]:
             "1 or more",
             "100",
         ),
+        ("plan.micro_batch", recipe.plan.micro_batch, recipe.plan.micro_batch is None or recipe.plan.micro_batch >= 1, "1 or more", "8"),
         ("adapt.every", adapt.every, adapt.method != "gradual" or adapt.every >= 1, "1 or more", "1"),
         ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),
         *_augment_rules(recipe.data.augment),

@@ -222,6 +222,8 @@ class PlanRecipe:
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
     int8: Literal["auto", "on", "off"] = "auto"
     """Multiply with frozen weights in int8; auto: with quality fast, where it is timed faster and changes the loss little."""
+    micro_batch: int | None = None
+    """Rows of a batch that are computed at a time; null: all where they fit in memory, else fewer. The step stays the batch's."""
     cache_limit_gb: float = 20.0
     """Most disk that the store may take, in GB."""
 

@@ -58,6 +58,8 @@ class Execution:
     """Whether linear layers and their LoRA updates are computed as one function."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
     """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
+    micro_batch: int | None = None
+    """Rows of a batch that are computed at a time; None: all."""
     line: FrostLine | None = None
     """Set where the prefix is read from stores."""
     stores: dict[str, PrefixStore] = field(default_factory=dict)

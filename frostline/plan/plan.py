@@ -32,6 +32,7 @@ from frostline.plan.passes import (
     fuse_adapter,
     label_logits,
     lower_frozen,
+    micro_batch,
     pack,
     precision,
     prepack_frozen,
@@ -199,23 +200,31 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
     others = [made for made in (layout, types, kept, label_logits.propose(execution), fused, prepacked, lowered, packed) if made]
-    measured, line = probe(execution, loss, work.batch)
-    caching = cache_prefix.propose(recipe, execution, work, measured, here)
-    stored = cache_prefix.stored_bytes(line, execution.sources) if caching.on and line else None
-    if not caching.on:
-        execution.line = None
-    elif packed is not None and packed.on:
+    impossible = cache_prefix.find_line(recipe, execution)
+    measured = probe(execution, loss, work.batch)
+    caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
+    line = execution.line = execution.line if caching.on else None
+    stored = cache_prefix.stored_bytes(line, execution.sources) if line else None
+    if line and packed is not None and packed.on:
         others[-1] = replace(packed, on=False, why="the blocks before the frost line run once and are stored")
         execution.pack = False
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
-    peak = predict_peak_bytes(work, measured, resident_bytes(), execution.workers, stored_bytes=stored)
+    resident = resident_bytes()
+
+    def peak(rows: int) -> int:
+        return predict_peak_bytes(work, measured.of_rows(rows), resident, execution.workers, stored_bytes=stored)
+
+    if (divided := micro_batch.propose(recipe, execution, work.batch, peak, memory_limit() + resident)) is not None:
+        others.append(divided)
+    rows = execution.micro_batch or work.batch
+    needed = measured.of_rows(rows)
     disk = (stored or 0) + _run_bytes(data, work)
-    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak, disk_bytes=disk, parts=parts)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(rows), disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted)
-    parameters = _count(model, work, measured.saved_bytes, line.names if line else [])
-    parameters |= {"passing_bytes": passing_bytes(measured, execution.workers), "mapped_bytes": mapped_bytes(stored)}
+    parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
+    parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored)}
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
@@ -238,6 +247,7 @@ def _resumed(
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     if rows := settings.get("prepack_frozen"):
         prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
+    execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
         source = execution.sources["train"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches
 from frostline.plan.execution import Execution
-from frostline.plan.frost_line import FrostLine, preserved
+from frostline.plan.frost_line import preserved
 from frostline.plan.machine import best_seconds
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
@@ -42,25 +42,27 @@ class Probe:
     forward: float
     """Seconds of the forward pass alone, of the same part."""
     saved_bytes: int
-    """Activations that one batch keeps for the backward pass."""
+    """Activations that the heaviest batch keeps for the backward pass."""
     transient_bytes: int
-    """Largest output of one module in a batch, counted twice: what comes and goes."""
+    """Largest output of one module in the heaviest batch, counted twice: what comes and goes."""
     input_bytes: int
     """One encoded batch."""
 
+    def of_rows(self, rows: int) -> Probe:
+        """Memory of so many rows of a batch at a time; its seconds stay."""
+        sizes = {name: getattr(self, name) * rows // self.batch for name in ("saved_bytes", "transient_bytes", "input_bytes")}
+        return replace(self, **sizes)
 
-def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLine | None]:
-    """Measure. Returns the figures and the frost line; the module is left as it was found."""
-    source = execution.sources["train"]
+
+def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
+    """Measure the parts before and after the execution's frost line, or without one the whole; the module is left as it was found."""
+    source, line = execution.sources["train"], execution.line
     module = execution.model.module
     module.train()
     start = time.perf_counter()
     few = source.encode(_spread(source.rows, min(3, source.rows)), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
-        one_width = execution.task.sequences == 1 and "decoder_input_ids" not in few.inputs  # a line knows one row, and one length of it
-        line = execution.find_line(few.inputs) if source.rows >= 2 and one_width else None
-        execution.line = line
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
         if line is not None:
@@ -69,7 +71,12 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
         scale = batch / (len(sample.labels) if line is not None else len(sample.rows))
-        width = _width(execution, source, sample, batch)
+        width = heaviest = heaviest_few = 1.0  # what is computed in a row of an epoch, and of its heaviest batch, beside these rows
+        if source.lengths is not None:
+            positions = _positions(execution, source, batch)
+            width = positions.sum() / source.rows / _positions_of_row(execution, sample)
+            heaviest = positions.max() / batch / _positions_of_row(execution, sample)
+            heaviest_few = positions.max() / batch / _positions_of_row(execution, few)
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
         result = Probe(
             batch=batch,
@@ -77,13 +84,13 @@ def probe(execution: Execution, loss: Loss, batch: int) -> tuple[Probe, FrostLin
             prefix_row=width * prefix_row,
             step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
             forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
-            saved_bytes=int(scale * saved) + fixed,
-            transient_bytes=int(batch * _transient_bytes(execution, few) / len(few.rows)),
+            saved_bytes=int(scale * heaviest * saved) + fixed,
+            transient_bytes=int(batch * heaviest_few * _transient_bytes(execution, few) / len(few.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
         parameter.grad = None
-    return result, line
+    return result
 
 
 def take_an_empty_step() -> None:
@@ -100,14 +107,19 @@ def _spread(count: int, wanted: int) -> np.ndarray:
 
 
 def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row: float) -> Batch:
-    """As many rows as can be timed in a few seconds, at most a batch; long and short texts as they come."""
+    """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length."""
+    source = execution.sources["train"]
     start = time.perf_counter()
     with torch.no_grad():
         execution.forward(few)
     row = (time.perf_counter() - start) / len(few.rows)
-    affordable = int(_SECONDS / (4 * row + encode_row + 1e-9))
-    source = execution.sources["train"]
-    return source.encode(_spread(source.rows, min(source.rows, max(2, min(batch, affordable)))), None)
+    rows = _spread(source.rows, min(source.rows, batch))
+    if source.lengths is not None:
+        positions = _positions(execution, source, batch)
+        rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(np.abs(positions - positions.mean()).argmin())]
+        row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
+    affordable = max(2, int(_SECONDS / (4 * row + encode_row + 1e-9)))
+    return source.encode(rows if len(rows) <= affordable else rows[_spread(len(rows), affordable)], None)
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:
@@ -123,23 +135,29 @@ def _forward(execution: Execution, batch: Batch) -> None:
         execution.forward(batch)
 
 
-def _width(execution: Execution, source: SplitSource, sample: Batch, batch: int) -> float:
-    """How much more there is to compute in a row of an epoch than in one of the sample; what stands on either side of a frost line is
-    measured padded."""
-    if source.lengths is None:
-        return 1.0
-    mask = sample.inputs["attention_mask"]
-    if execution.pack and execution.line is None:
-        return float(source.lengths.mean()) * len(sample.rows) / float(mask.sum())
-    tokens = mask.shape[1] + sample.inputs.get("decoder_attention_mask", mask[:, :0]).shape[1]  # as a row's length counts them
-    return _padding(source, batch) / (execution.task.sequences * tokens)
+def _positions(execution: Execution, source: SplitSource, batch: int) -> np.ndarray:
+    """What is computed of each batch of an epoch, in tokens; what stands on either side of a frost line is measured padded.
+
+    Texts of like length meet, so padding is less than up to the longest.
+    """
+    assert source.lengths is not None, "only texts have lengths"
+    lengths, batches = source.lengths, epoch_batches(source.rows, batch, 0, 0, source.lengths)
+    if _packed(execution):
+        return np.array([int(lengths[rows].sum()) for rows in batches])
+    return np.array([len(rows) * int(lengths[rows].max()) for rows in batches])
 
 
-def _padding(source: SplitSource, batch: int) -> float:
-    """Tokens a row, padding included, in the batches of an epoch: texts of like length meet, so it is less than the longest."""
-    assert source.lengths is not None, "only texts are padded"
-    batches = epoch_batches(source.rows, batch, 0, 0, source.lengths)
-    return sum(len(rows) * int(source.lengths[rows].max()) for rows in batches) / source.rows
+def _positions_of_row(execution: Execution, batch: Batch) -> float:
+    """The same in a row of this batch."""
+    mask = batch.inputs["attention_mask"]
+    if _packed(execution):
+        return float(mask.sum()) / len(batch.rows)
+    tokens = mask.shape[1] + batch.inputs.get("decoder_attention_mask", mask[:, :0]).shape[1]  # as a row's length counts them
+    return execution.task.sequences * tokens
+
+
+def _packed(execution: Execution) -> bool:
+    return execution.pack and execution.line is None
 
 
 def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int, int]:

@@ -7,11 +7,13 @@ that accumulating equals one large batch (law 1). Before each forward pass the r
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from frostline.adapt.freeze import frozen_hash
@@ -21,6 +23,7 @@ from frostline.data.loader import Batch, epoch_batches, load
 from frostline.data.randomness import integer_seed
 from frostline.errors import TrainingStopped
 from frostline.plan.passes.cache_prefix import fill_stores
+from frostline.plan.passes.micro_batch import pieces
 from frostline.plan.passes.reference import fill_reference, prove_reference
 from frostline.plan.plan import Plan
 from frostline.progress import progress, say_nothing
@@ -29,6 +32,7 @@ from frostline.train.doctor import GradientWatch, diagnose, stop_without_labels
 from frostline.train.ema import Ema
 from frostline.train.interrupt import StopRequest, stop_on_interrupt
 from frostline.train.optimizers import Optimizer, build_optimizer, set_rate, state_from_tensors, state_to_tensors
+from frostline.train.out_of_memory import halved, ran_out
 from frostline.train.record import Recorder
 from frostline.train.run import Run, in_use
 from frostline.train.schedules import Plateau, learning_rate
@@ -122,9 +126,11 @@ def _train_epoch(state: State, epoch: int, recorder: Recorder, stop: StopRequest
     done = source.rows - sum(len(rows) for rows in rest)
     with progress(total=source.rows, label=f"epoch {epoch + 1}/{recipe.epochs}", quiet=quiet) as bar:
         bar.update(done)
-        loader = load(plan.execution.encoder("train"), rest, epoch, plan.execution.workers)
-        for group in _grouped(loader, recipe.accumulate):
-            sums = _take_step(state, group, epoch, recorder.kept, watch)
+        steps = _steps(rest, recipe.accumulate, plan.execution.micro_batch)
+        loader = load(plan.execution.encoder("train"), list(itertools.chain.from_iterable(steps)), epoch, plan.execution.workers)
+        for step in steps:
+            group = list(itertools.islice(loader, len(step)))
+            sums = _take_step_that_fits(state, group, epoch, recorder.kept, watch, say)
             if watch is not None and (warning := watch.verdict()):
                 say(warning)
             recorder.step(state, sums)
@@ -137,15 +143,25 @@ def _train_epoch(state: State, epoch: int, recorder: Recorder, stop: StopRequest
                 recorder.checkpoint(state)
 
 
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
-    group: list[Batch] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+def _steps(batches: list[np.ndarray], accumulate: int, micro_batch: int | None) -> list[list[np.ndarray]]:
+    """For each optimiser step the rows of its forward passes."""
+    groups = [batches[start : start + accumulate] for start in range(0, len(batches), accumulate)]
+    return [[piece for rows in group for piece in pieces(rows, micro_batch)] for group in groups]
+
+
+def _take_step_that_fits(
+    state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None, say: Say
+) -> dict[str, float]:
+    """As :func:`_take_step`; where memory runs out, again in halves."""
+    while True:
+        try:
+            return _take_step(state, group, epoch, kept, watch)
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
+        state.optimizer.zero_grad(set_to_none=True)  # not within the except clause: there the error holds all that was computed
+        group = halved(state.plan, group, epoch, state.counters.step + 1, kept)
+        say(f"step {state.counters.step + 1}: memory ran out; from here on {state.plan.execution.micro_batch} rows are computed at a time")
 
 
 def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None) -> dict[str, float]:

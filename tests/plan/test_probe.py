@@ -10,7 +10,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.data.loader import epoch_batches
-from frostline.plan.probe import _repeated, _saved_bytes, _spread, _width, probe
+from frostline.plan.probe import _positions, _positions_of_row, _repeated, _saved_bytes, _spread, probe
 from tests.plan.small import bert_with_lora
 from tests.train.small import cnn, first_rows, plan
 
@@ -21,7 +21,7 @@ def mean_loss(logits, labels):
 
 def probed(data, tmp_path, model, adapt, batch=16):
     made = plan(model, data, tmp_path / "run", adapt=adapt, cache="on")
-    return made, *probe(made.execution, mean_loss, batch)
+    return probe(made.execution, mean_loss, batch), made.execution.line
 
 
 def test_it_leaves_the_network_as_it_was(digits, tmp_path):
@@ -58,14 +58,14 @@ class SlowPart(nn.Linear):
 
 
 def test_seconds_before_and_after_the_line(digits, tmp_path):
-    _, found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=10)
+    found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=10)
     assert line.names == ["body"]
     assert 0.002 <= found.prefix_row < 0.006
     assert 0.010 <= found.forward < 0.030 and 0.010 <= found.step < 0.030  # without the 20 ms before the line
 
 
 def test_without_a_line_the_step_is_the_whole_network(digits, tmp_path):
-    _, found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "full", batch=10)
+    found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "full", batch=10)
     assert line is None and found.prefix_row == 0
     assert found.step >= 0.030
 
@@ -79,7 +79,7 @@ def test_bytes_by_hand(digits, tmp_path):
         def forward(self, pixel_values):
             return self.head(self.body(pixel_values.flatten(1)).relu())
 
-    _, found, _ = probed(digits, tmp_path, fl.load(Two(), task=digits.task, size=8), "full", batch=16)
+    found, _ = probed(digits, tmp_path, fl.load(Two(), task=digits.task, size=8), "full", batch=16)
     assert found.input_bytes == 16 * 192 * 4
     assert found.transient_bytes == 2 * 16 * 64 * 4
     # kept for the backward pass: the flat input, the ReLU's output, the log-probabilities and the labels (and single numbers)
@@ -112,13 +112,14 @@ def test_a_sample_is_repeated_to_a_batch():
     assert _repeated(torch.tensor([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
 
 
-def test_a_row_of_an_epoch_beside_one_of_the_sample(texts, tmp_path):
+def test_what_is_computed_of_a_batch(texts, tmp_path):
     execution = bert_with_lora(texts, tmp_path, pack="on").execution
     source = execution.sources["train"]
     sample = source.encode(_spread(source.rows, 5), None)
-    tokens, positions = int(sample.inputs["attention_mask"].sum()), sample.inputs["attention_mask"].shape[1]
-    assert execution.pack and execution.line is None and tokens < 5 * positions
-    assert _width(execution, source, sample, 6) == pytest.approx(source.lengths.mean() * 5 / tokens), "packed: tokens alone"
-    padded = [len(rows) * source.lengths[rows].max() for rows in epoch_batches(source.rows, 6, 0, 0, source.lengths)]
+    batches = epoch_batches(source.rows, 6, 0, 0, source.lengths)
+    assert execution.pack and execution.line is None, "packed: tokens alone"
+    assert _positions(execution, source, 6).tolist() == [source.lengths[rows].sum() for rows in batches]
+    assert _positions_of_row(execution, sample) == source.lengths[sample.rows].sum() / 5
     execution.line = object()  # both parts are measured padded then
-    assert _width(execution, source, sample, 6) == pytest.approx(sum(padded) / source.rows / positions)
+    assert _positions(execution, source, 6).tolist() == [len(rows) * source.lengths[rows].max() for rows in batches]
+    assert _positions_of_row(execution, sample) == source.lengths[sample.rows].max()

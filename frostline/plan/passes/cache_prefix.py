@@ -20,7 +20,7 @@ from frostline.models.model import Card, Model
 from frostline.plan.cost import Work, predict_seconds
 from frostline.plan.decision import Decision
 from frostline.plan.execution import TOLERANCE, Execution
-from frostline.plan.frost_line import FrostLine
+from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import Machine
 from frostline.plan.probe import Probe
 from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key
@@ -37,39 +37,68 @@ def stored_bytes(line: FrostLine, sources: dict[str, SplitSource]) -> int:
     )
 
 
-def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, machine: Machine) -> Decision:
-    """Whether to cache, why, and what it saves. ``plan.cache`` on or off is obeyed where it is possible."""
+def find_line(recipe: Recipe, execution: Execution) -> Decision | None:
+    """Give the execution its frost line; where the part before it cannot be cached, none, and the decision that says why."""
+    execution.line, reason = None, _never(recipe, execution)
+    if reason is None:
+        source, module = execution.sources["train"], execution.model.module
+        module.train()
+        if source.rows >= 2:
+            few = source.encode(np.linspace(0, source.rows - 1, num=min(3, source.rows), dtype=int), None)
+            with preserved(module):
+                execution.line = execution.find_line(few.inputs)
+        reason = _not_behind(execution.line, recipe, execution)
+    if reason is None:
+        return None
+    execution.line = None
+    return _decide(False, reason)
 
-    def decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:
-        return Decision(what="cache_prefix", on=on, why=why, saves_seconds=saves, costs=costs, exact=True)
 
-    line = execution.line
+def _never(recipe: Recipe, execution: Execution) -> str | None:
+    """Why nothing could be cached wherever the line is."""
     if recipe.plan.cache == "off":
-        return decide(False, "switched off in the recipe")
+        return "switched off in the recipe"
     if recipe.data.augment.random:
-        return decide(False, "images are augmented anew every epoch, so the frozen part sees other pixels each time")
+        return "images are augmented anew every epoch, so the frozen part sees other pixels each time"
     if recipe.adapt.method == "gradual":
-        return decide(False, "the frost line moves while blocks thaw")
+        return "the frost line moves while blocks thaw"
     if execution.task.sequences > 1:
-        return decide(False, "each row is more than one row of the network's, and the store holds one for each")
+        return "each row is more than one row of the network's, and the store holds one for each"
     if "decoder_input_ids" in getattr(execution.model.card.preprocess, "inputs", ()):
-        return decide(False, "an encoder-decoder's row has two lengths, and the store knows one")
+        return "an encoder-decoder's row has two lengths, and the store knows one"
+    return None
+
+
+def _not_behind(line: FrostLine | None, recipe: Recipe, execution: Execution) -> str | None:
+    """Why what stands before this line cannot be cached, or not within the limits."""
     if line is None:
-        return decide(False, "nothing that is frozen stands before everything that learns")
+        return "nothing that is frozen stands before everything that learns"
     if recipe.plan.cache == "auto" and execution.model.blocks and not _blocks_before(line, execution.model):
-        return decide(False, "no block of the network lies before everything that learns")
+        return "no block of the network lies before everything that learns"
     difference = execution.check_line(_proof_batch(execution))
     if not difference <= TOLERANCE["fp32"]:
-        return decide(False, f"the part after the line reads more than the line's border (logits differ by {difference:.1e})")
+        return f"the part after the line reads more than the line's border (logits differ by {difference:.1e})"
     size = stored_bytes(line, execution.sources)
-    where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
     if size > recipe.plan.cache_limit_gb * 1e9:
-        return decide(False, f"the store would take {size / 1e9:.1f} GB, more than plan.cache_limit_gb={recipe.plan.cache_limit_gb}")
+        return f"the store would take {size / 1e9:.1f} GB, more than plan.cache_limit_gb={recipe.plan.cache_limit_gb}"
+    return None
+
+
+def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, machine: Machine) -> Decision:
+    """Whether reading the store is worth it, and what it saves; `plan.cache: on` is obeyed. The execution has a line."""
+    line = execution.line
+    assert line is not None, "no frost line"
+    size = stored_bytes(line, execution.sources)
     plain = sum(predict_seconds(work, probe, machine, stored_bytes=None).values())
     cached = sum(predict_seconds(work, probe, machine, stored_bytes=size).values())
     if recipe.plan.cache == "auto" and cached >= 0.97 * plain:
-        return decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
-    return decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
+        return _decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
+    where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
+    return _decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
+
+
+def _decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:
+    return Decision(what="cache_prefix", on=on, why=why, saves_seconds=saves, costs=costs, exact=True)
 
 
 def _blocks_before(line: FrostLine, model: Model) -> list[str]:

@@ -1,0 +1,35 @@
+"""A step that ran out of memory is taken again in halves: the same step from smaller passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from frostline.data.loader import Batch
+from frostline.errors import TrainingStopped
+from frostline.plan.passes.micro_batch import depends_on_the_batch, pieces
+from frostline.plan.plan import Plan
+
+_OF_THE_PROCESSOR = ("can't allocate memory", "not enough memory")
+"""What PyTorch's allocator for the processor says, in an error of no kind of its own."""
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory is what was missing."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OF_THE_PROCESSOR)
+
+
+def halved(plan: Plan, group: list[Batch], epoch: int, step: int, kept: str) -> list[Batch]:
+    """The rows of one optimiser step in pieces of half the size, which later batches have as well. Raises TrainingStopped where they
+    cannot be halved."""
+    largest, batch = max(len(batch.rows) for batch in group), plan.recipe.train.batch
+    reason = depends_on_the_batch(plan.recipe, plan.execution) if largest > 1 else "it holds one row"
+    if reason:
+        raise TrainingStopped(
+            f"step {step}: {largest} rows do not fit in memory, and a pass cannot be smaller, since {reason}. {kept}. "
+            f"Try train.batch={max(1, batch // 2)}, a shorter data.max_length or a smaller data.size, or adapt=head"
+        )
+    plan.execution.micro_batch = -(-largest // 2)
+    encode = plan.execution.encoder("train")
+    rows: list[np.ndarray] = [piece for one in group for piece in pieces(one.rows.numpy(), plan.execution.micro_batch)]
+    return [encode(piece, epoch) for piece in rows]
