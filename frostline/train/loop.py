@@ -32,7 +32,7 @@ from frostline.train.doctor import GradientWatch, diagnose, stop_without_labels
 from frostline.train.ema import Ema
 from frostline.train.interrupt import StopRequest, stop_on_interrupt
 from frostline.train.optimizers import Optimizer, build_optimizer, set_rate, state_from_tensors, state_to_tensors
-from frostline.train.out_of_memory import halved, ran_out
+from frostline.train.out_of_memory import divided, halved, ran_out
 from frostline.train.record import Recorder
 from frostline.train.run import Run, in_use
 from frostline.train.schedules import Plateau, learning_rate
@@ -153,6 +153,7 @@ def _take_step_that_fits(
     state: State, group: list[Batch], epoch: int, kept: str, watch: GradientWatch | None, say: Say
 ) -> dict[str, float]:
     """As :func:`_take_step`; where memory runs out, again in halves."""
+    group = divided(state.plan, group, epoch)
     while True:
         try:
             return _take_step(state, group, epoch, kept, watch)

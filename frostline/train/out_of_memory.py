@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from frostline.data.loader import Batch
@@ -20,7 +19,7 @@ def ran_out(error: RuntimeError) -> bool:
 
 
 def halved(plan: Plan, group: list[Batch], epoch: int, step: int, kept: str) -> list[Batch]:
-    """The rows of one optimiser step in pieces of half the size, which later batches have as well. Raises TrainingStopped where they
+    """The rows of one optimiser step in pieces of half the size, which later steps have as well. Raises TrainingStopped where they
     cannot be halved."""
     largest, batch = max(len(batch.rows) for batch in group), plan.recipe.train.batch
     reason = depends_on_the_batch(plan.recipe, plan.execution) if largest > 1 else "it holds one row"
@@ -30,6 +29,13 @@ def halved(plan: Plan, group: list[Batch], epoch: int, step: int, kept: str) -> 
             f"Try train.batch={max(1, batch // 2)}, a shorter data.max_length or a smaller data.size, or adapt=head"
         )
     plan.execution.micro_batch = -(-largest // 2)
+    return divided(plan, group, epoch)
+
+
+def divided(plan: Plan, group: list[Batch], epoch: int) -> list[Batch]:
+    """The same rows, no more at a time than fitted in memory before: batches are made ahead, in the size that they had then."""
+    most = plan.execution.micro_batch
+    if most is None or all(len(batch.rows) <= most for batch in group):
+        return group
     encode = plan.execution.encoder("train")
-    rows: list[np.ndarray] = [piece for one in group for piece in pieces(one.rows.numpy(), plan.execution.micro_batch)]
-    return [encode(piece, epoch) for piece in rows]
+    return [encode(piece, epoch) for batch in group for piece in pieces(batch.rows.numpy(), most)]
