@@ -70,22 +70,22 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
-        scale = batch / (len(sample.labels) if line is not None else len(sample.rows))
-        width = heaviest = heaviest_few = 1.0  # what is computed in a row of an epoch, and of its heaviest batch, beside these rows
+        width, heavy, longest = 1.0, sample, few
         if source.lengths is not None:
-            positions = _positions(execution, source, batch)
-            width = positions.sum() / source.rows / _positions_of_row(execution, sample)
-            heaviest = positions.max() / batch / _positions_of_row(execution, sample)
-            heaviest_few = positions.max() / batch / _positions_of_row(execution, few)
-        saved, fixed = _saved_bytes(lambda: loss(execution.forward(sample), sample.labels)[0], module)
+            width = float(_positions(execution, source, batch).sum()) / source.rows / _positions_of_row(execution, sample)
+            heavy = _heavy_rows(execution, batch)
+            longest = replace(heavy, border=None)
+        scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
+        saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
+        at_a_time = batch if line is None else max(batch, prefix_rows(source))
         result = Probe(
             batch=batch,
             encode_row=encode_row,
             prefix_row=width * prefix_row,
             step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
             forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
-            saved_bytes=int(scale * heaviest * saved) + fixed,
-            transient_bytes=int(batch * heaviest_few * _transient_bytes(execution, few) / len(few.rows)),
+            saved_bytes=int(heavy_scale * saved) + fixed,
+            transient_bytes=int(at_a_time * _transient_bytes(execution, longest) / len(longest.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -120,6 +120,22 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
         row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
     affordable = max(2, int(_SECONDS / (4 * row + encode_row + 1e-9)))
     return source.encode(rows if len(rows) <= affordable else rows[_spread(len(rows), affordable)], None)
+
+
+def _heavy_rows(execution: Execution, batch: int) -> Batch:
+    """A few rows of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
+    source = execution.sources["train"]
+    assert source.lengths is not None, "only texts have lengths"
+    rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
+    heavy = source.encode(rows[_spread(len(rows), min(3, len(rows)))], None)
+    if execution.line is not None:
+        heavy.border = tuple(execution.prefix(heavy))
+    return heavy
+
+
+def prefix_rows(source: SplitSource) -> int:
+    """Rows that go through the frozen prefix at a time, while its store is filled."""
+    return 16 if source.lengths is None else 32
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:

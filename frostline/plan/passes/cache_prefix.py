@@ -22,7 +22,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.execution import TOLERANCE, Execution
 from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import Machine
-from frostline.plan.probe import Probe
+from frostline.plan.probe import Probe, prefix_rows
 from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key
 from frostline.progress import progress
 from frostline.recipe import DataRecipe, Recipe
@@ -151,7 +151,7 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
 
 def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, between: Callable[[], None]) -> int:
     source, there = execution.sources[split], store.stored().numpy()
-    batches = plain_batches(source.rows, 16 if source.lengths is None else 32, source.lengths)
+    batches = plain_batches(source.rows, prefix_rows(source), source.lengths)
     missing = [rows for rows in batches if not there[rows].all()]
     count = sum(len(rows) for rows in missing)
     if count < source.rows:
