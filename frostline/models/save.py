@@ -330,9 +330,15 @@ def _outputs(model: Model, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def _is_channels_last(module: nn.Module) -> bool:
+    """By the strides: a weight of one channel, or of 1 x 1, is contiguous in both layouts, and convolved by its strides all the same."""
+
+    def strides(shape: torch.Size, layout: torch.memory_format) -> tuple[int, ...]:
+        return torch.empty(shape, device="meta", memory_format=layout).stride()
+
     return any(
-        parameter.dim() == 4 and not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last)
+        parameter.stride() == strides(parameter.shape, torch.channels_last) != strides(parameter.shape, torch.contiguous_format)
         for parameter in module.parameters()
+        if parameter.dim() == 4
     )
 
 

@@ -327,3 +327,14 @@ def test_numbers_and_several_labels(tmp_path: Path) -> None:
         save_model(load(tiny.image_folder("vit", folder / "hf"), task=schema), folder / "model", tiny.image_inputs(32))
         assert logits_of(load(folder).module(**tiny.image_inputs(32))).shape == (2, outputs)
         assert load(folder).card.schema == schema
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 8])
+def test_the_layout_is_known_by_its_strides(channels: int, kernel: int) -> None:
+    """A weight of one channel or of 1 x 1 is contiguous in both layouts."""
+    module = nn.Sequential(nn.Conv2d(channels, 4, kernel), nn.Linear(4, 2))
+    assert not save._is_channels_last(module)
+    moved = (channels, kernel) != (1, 1)
+    assert save._is_channels_last(module.to(memory_format=torch.channels_last)) == moved
+    assert not save._is_channels_last(module.to(memory_format=torch.contiguous_format))
