@@ -70,10 +70,12 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
-        width, heavy, longest = 1.0, sample, few
+        width, heaviest, heavy, longest = 1.0, 1.0, sample, few
         if source.lengths is not None:
-            width = float(_positions(execution, source, batch).sum()) / source.rows / _positions_of_row(execution, sample)
+            positions = _positions(execution, source, batch)
+            width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
             heavy = _heavy_rows(execution, batch)
+            heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
             longest = replace(heavy, border=None)
         scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
@@ -84,8 +86,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             prefix_row=width * prefix_row,
             step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
             forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
-            saved_bytes=int(heavy_scale * saved) + fixed,
-            transient_bytes=int(at_a_time * _transient_bytes(execution, longest) / len(longest.rows)),
+            saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
+            transient_bytes=int(at_a_time * heaviest * _transient_bytes(execution, longest) / len(longest.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
