@@ -46,6 +46,7 @@ def ours(images: str, weights: str, epochs: int, out: str, way: str, augmented: 
     seconds = time.perf_counter() - start
     print(json.dumps({
         "seconds": seconds, "planned": planned, "losses": [epoch["loss"] for epoch in run.history],
+        "val_accuracy": run.history[-1]["val_accuracy"],
         "lowered": next((made.why for made in plan.decisions if made.what == "lower_frozen"), ""),
         "peak_rss_gb": run.cost["actual"]["peak_bytes"] / 2**30, "predicted_seconds": run.cost["predicted"]["seconds"],
     }))  # fmt: skip
@@ -136,11 +137,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
             f"{seconds[KERAS] / seconds[name]:.1f} ×",
             f"{found[0]['planned']:.1f}" if "planned" in found[0] else "",
             f"{found[0]['losses'][-1]:.4f}",
+            f"{found[0]['val_accuracy']:.3f}",
             f"{max(r['peak_rss_gb'] for r in found):.2f}",
         ]
         for name, found in runs.items()
     ]
-    headers = ["", "seconds, median", "against the first", "of these planning", "last training loss", "peak GB"]
+    headers = ["", "seconds, median", "against the first", "of these planning", "last training loss", "validation accuracy", "peak GB"]
     facts = {"images": options.images, "epochs": options.epochs, "repeats": options.repeat, **left_out}
     facts |= {"predicted_seconds": {name: round(found[0]["predicted_seconds"], 1) for name, found in runs.items() if "planned" in found[0]}}
     facts |= {"int8": runs["Frostline fast"][0]["lowered"]}
