@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -58,14 +60,33 @@ def test_no_token_sees_another_sequence() -> None:
     assert after[:, :5].isnan().all() and torch.equal(after[:, 5:], before[:, 5:])
 
 
-def test_neighbours_of_equal_length_share_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    from frostline.kernels import attention
+def test_sequences_of_like_length_share_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from frostline.kernels import attention, sequence_groups
 
     calls: list[tuple[int, ...]] = []
-    fused = attention.scaled_dot_product_attention
-    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda q, *a, **k: calls.append(tuple(q.shape)) or fused(q, *a, **k))
+    fused = attention._fused
+    monkeypatch.setattr(attention, "_fused", lambda q, *a, **k: calls.append(tuple(q.shape)) or fused(q, *a, **k))
+    monkeypatch.setattr(sequence_groups, "_CALL", 10)
+    sequence_groups.groups_of.cache_clear()
     varlen_attention(*operands(2, 2), LENGTHS, AttentionRule(causal=True))
-    assert calls == [(1, 2, 5, SIZE), (1, 2, 1, SIZE), (3, 2, 4, SIZE), (1, 2, 9, SIZE)]
+    sequence_groups.groups_of.cache_clear()
+    assert calls == [(1, 2, 9, SIZE), (2, 2, 5, SIZE), (2, 2, 4, SIZE), (1, 2, 1, SIZE)]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("heads", [(6, 6), (6, 2)])
+def test_gradients_in_bfloat16_are_as_near_as_those_of_pytorch(causal: bool, heads: tuple[int, int]) -> None:
+    exact = operands(*heads, torch.float64)
+    rule = AttentionRule(causal=causal)
+    expected = torch.autograd.grad(reference(*exact, rule).sin().sum(), exact)
+    rounded = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    ours = torch.autograd.grad(varlen_attention(*rounded, LENGTHS, rule).sin().sum(), rounded)
+    theirs = torch.autograd.grad(reference(*rounded, rule).sin().sum(), rounded)
+
+    def error(gradients: tuple[Tensor, ...]) -> float:
+        return float(torch.stack([(a.double() - b).norm() / b.norm() for a, b in zip(gradients, expected)]).max())
+
+    assert all(gradient.dtype == torch.bfloat16 for gradient in ours) and error(ours) < 1.1 * error(theirs) < 0.05
 
 
 def test_dropout_drops_and_keeps_the_mean() -> None:
@@ -77,6 +98,31 @@ def test_dropout_drops_and_keeps_the_mean() -> None:
         mean = torch.stack([varlen_attention(query, key, value, LENGTHS, rule) for _ in range(200)]).mean(0)
         assert (mean - 1).abs().mean() < 0.1
         assert not torch.equal(varlen_attention(query, key, value, LENGTHS, rule), torch.ones_like(mean))
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 3}, {"causal": True, "window": 3}], ids=str)
+def test_gradients_with_dropout_are_those_of_the_weights_that_were_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from frostline.kernels import attention
+
+    rule = AttentionRule(**{"causal": False, "dropout": 0.25, **options})
+    masks: dict[tuple[int, ...], Tensor] = {}
+
+    def same(shape: torch.Size, share: float, device: torch.device) -> Tensor:
+        return masks.setdefault(tuple(shape), torch.rand(shape) >= share)
+
+    def plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, share: float) -> Tensor:
+        weights = attention._weights(query, key, mask, scaling)
+        return weights * masks[tuple(weights.shape)] @ value / (1 - share)
+
+    monkeypatch.setattr(attention, "kept", same)
+    tensors = operands(6, 2, torch.float64)
+    ours = varlen_attention(*tensors, LENGTHS, rule)
+    gradients = torch.autograd.grad(ours.sin().sum(), tensors)
+    monkeypatch.setattr(attention._DroppedAttention, "apply", plain)
+    expected = varlen_attention(*tensors, LENGTHS, rule)
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.sin().sum(), tensors))
+    assert not torch.allclose(ours, reference(*tensors, rule))
 
 
 def test_lengths_that_leave_tokens_out_are_refused() -> None:
