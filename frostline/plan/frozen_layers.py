@@ -18,7 +18,7 @@ from frostline.data.token_rows import IGNORED
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.models.model import evaluating
 from frostline.plan.execution import Execution
-from frostline.plan.machine import best_seconds
+from frostline.plan.machine import best_seconds_each
 
 _MOST_ROWS = 2048
 _MOST_IMAGES = 4
@@ -103,40 +103,32 @@ def alike(layers: Iterable[FrozenLayer]) -> dict[str, list[FrozenLayer]]:
     return groups
 
 
-def seconds_plain(item: FrozenLayer, execution: Execution) -> float:
-    """Of a batch's rows through a layer as it multiplies now, and of their gradient back."""
-    if (product := execution.products.get(item.name)) is not None:
-        return seconds_with(item, execution, product)
-    layer: Any = item.layer
-    weight = layer.weight.detach()
-
-    def forward(x: Tensor) -> Tensor:
-        with execution.autocast():
-            return type(layer).forward(layer, x)
-
-    return _seconds(item, execution, forward, lambda grad: grad @ weight.to(grad.dtype))
-
-
-def seconds_with(item: FrozenLayer, execution: Execution, product: FrozenProduct) -> float:
-    """The same, by a product."""
-    return _seconds(item, execution, lambda x: product.forward(x, None), product.gradient)
-
-
-def _seconds(item: FrozenLayer, execution: Execution, forward: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]) -> float:
-    """Of a convolution, forward alone."""
+def seconds_now_and_with(item: FrozenLayer, execution: Execution, product: FrozenProduct) -> tuple[float, float]:
+    """Of a batch's rows through a layer as it multiplies now, and by a product; of a linear layer that a gradient passes, there and
+    back."""
     rows, dtype = min(item.rows, _MOST_IMAGES if item.convolves else _MOST_ROWS), computed_in(item, execution)
     x = torch.randn(rows, *item.row, dtype=dtype)
     if item.convolves and execution.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     grad = torch.randn(rows, item.layer.weight.shape[0], dtype=dtype)
+    back = item.passes_gradient and not item.convolves
 
-    def once() -> None:
-        forward(x)
-        if item.passes_gradient and not item.convolves:
-            back(grad)
+    def plain() -> None:
+        layer: Any = item.layer
+        with execution.autocast():
+            type(layer).forward(layer, x)
+        if back:
+            _ = grad @ layer.weight.to(grad.dtype)
 
+    def by(chosen: FrozenProduct) -> None:
+        chosen.forward(x, None)
+        if back:
+            chosen.gradient(grad)
+
+    current = execution.products.get(item.name)
     with torch.no_grad():
-        return item.rows / rows * best_seconds(once, budget=0.05)
+        now, then = best_seconds_each([plain if current is None else lambda: by(current), lambda: by(product)], budget=0.05)
+    return item.rows / rows * now, item.rows / rows * then
 
 
 def computed_in(item: FrozenLayer, execution: Execution) -> torch.dtype:

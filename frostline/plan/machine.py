@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,16 +112,24 @@ def best_seconds(work: Callable[[], object], budget: float = 0.3, most: int = 10
 
     What takes far longer than the budget is run once: what a first run costs beside its work hardly shows there.
     """
+    return best_seconds_each([work], budget, most)[0]
+
+
+def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3, most: int = 1000) -> list[float]:
+    """The same of several, in turns: a machine whose speed wanders would favour one of two that are timed one after the other."""
+    first = [_seconds(work) for work in works]
+    if sum(first) > 20 * budget * len(works):
+        return first
+    rounds: list[list[float]] = []
+    while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:
+        rounds.append([_seconds(work) for work in works])
+    return [min(times) for times in zip(*rounds)]
+
+
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
-    if (first := time.perf_counter() - start) > 20 * budget:
-        return first
-    times: list[float] = []
-    while sum(times) < budget and len(times) < most:
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return time.perf_counter() - start
 
 
 def _gemm_rate(dtype: torch.dtype, side: int = 768) -> float:

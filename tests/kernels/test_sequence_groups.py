@@ -10,7 +10,9 @@ from frostline.kernels.sequence_groups import groups_of
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("lengths", [[1], [7], [5, 1, 4, 4, 4, 9], [300, 12, 290, 13, 14, 299], random.Random(0).choices(range(1, 700), k=40)])
+@pytest.mark.parametrize(
+    "lengths", [[1], [7], [5, 1, 4, 4, 4, 9], [300, 12, 290, 13, 14, 299], random.Random(0).choices(range(1, 700), k=40)]
+)
 def test_what_is_gathered_comes_back_and_padding_has_no_gradient(lengths: list[int]) -> None:
     found = groups_of(tuple(lengths), CPU)
     rows = torch.randn(sum(lengths), 2, 3, requires_grad=True)

@@ -12,8 +12,9 @@ from torch import nn
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.data.token_rows import IGNORED
+from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.plan import frozen_layers as layers_of
-from frostline.plan.frozen_layers import alike, frozen_layers, observed, seconds_plain, seconds_with
+from frostline.plan.frozen_layers import alike, frozen_layers, observed, seconds_now_and_with
 from frostline.plan.plan import Plan
 from tests.plan.small import llama_with_lora
 from tests.train.small import first_rows, plan
@@ -66,19 +67,20 @@ def test_the_seconds_count_a_gradient_only_where_one_passes(tmp_path: Path, monk
         def gradient(self, grad: torch.Tensor) -> None:
             directions.append("gradient")
 
-    def once(work: Any, budget: float) -> float:
-        work()
-        return 1.0
+    def once(works: list[Any], budget: float) -> list[float]:
+        for work in works:
+            work()
+        return [1.0, 2.0]
 
-    monkeypatch.setattr(layers_of, "best_seconds", once)
+    monkeypatch.setattr(layers_of, "best_seconds_each", once)
     product: Any = Product()
-    seconds_with(by_name["model.layers.0.self_attn.q_proj.base"], execution, product)
-    assert directions == ["forward"]
-    seconds_with(by_name["model.layers.1.self_attn.q_proj.base"], execution, product)
+    first, second = (by_name[f"model.layers.{index}.self_attn.q_proj.base"] for index in range(2))
+    assert seconds_now_and_with(first, execution, product) == (1.0, 2.0) and directions == ["forward"]
+    seconds_now_and_with(second, execution, product)
     assert directions == ["forward", "forward", "gradient"]
-    execution.products["lm_head"] = product
-    assert seconds_plain(by_name["lm_head"], execution) == 1.0 and directions[3:] == ["forward", "gradient"], "as it multiplies now"
-    assert seconds_plain(by_name["model.layers.1.self_attn.q_proj.base"], execution) == 1.0 and len(directions) == 5
+    execution.products[second.name] = product
+    seconds_now_and_with(second, execution, product)
+    assert directions[3:] == ["forward", "gradient"] * 2, "as it multiplies now, too"
 
 
 def test_what_comes_into_a_layer_is_seen_and_no_longer() -> None:
@@ -99,4 +101,5 @@ def test_convolutions_and_what_comes_into_them(digits: Dataset, tmp_path: Path) 
     assert item.shape == "3x8/1 3x3 stride 2x2 padding 1x1 dilation 1x1 of 24x24 forward"
     inputs = execution.sources["train"].encode(range(12), None).inputs
     assert item.low == -1.0 and 0.5 < item.high <= float(next(iter(inputs.values())).max()) + 1e-6
-    assert seconds_plain(item, execution) > 0
+    now, then = seconds_now_and_with(item, execution, Int8Convolution(item.layer, low=item.low, high=item.high))
+    assert now > 0 and then > 0

@@ -13,7 +13,7 @@ import pytest
 
 from frostline.files import cache_folder
 from frostline.plan import machine as subject
-from frostline.plan.machine import best_seconds, machine, memory_limit, resident_bytes
+from frostline.plan.machine import best_seconds, best_seconds_each, machine, memory_limit, resident_bytes
 from tests.conftest import MACHINE
 
 
@@ -51,6 +51,13 @@ def test_the_measurements_themselves(monkeypatch):
 def test_best_of_several():
     spent = iter([0.03, 0.015, 0.001, 0.012])
     assert 0.001 <= best_seconds(lambda: time.sleep(next(spent)), budget=0.02) < 0.01
+
+
+def test_several_are_timed_in_turns():
+    calls = []
+    fast, slow = best_seconds_each([lambda: calls.append("fast"), lambda: (calls.append("slow"), time.sleep(0.002))], budget=0.01)
+    assert fast < 0.001 < 0.002 <= slow
+    assert calls[:4] == ["fast", "slow"] * 2 and calls.count("fast") == calls.count("slow") > 2
 
 
 def test_memory_that_is_there_and_a_lower_limit(monkeypatch, tmp_path):

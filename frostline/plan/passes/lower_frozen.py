@@ -26,7 +26,7 @@ from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import FrozenLayer, alike, form_megabytes, observed, seconds_plain, seconds_with
+from frostline.plan.frozen_layers import FrozenLayer, alike, form_megabytes, observed, seconds_now_and_with
 from frostline.recipe import Recipe
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
@@ -92,7 +92,7 @@ def _seconds_saved(layers: list[FrozenLayer], execution: Execution, forced: bool
     """What a layer saves in a step, for the shapes that are faster in int8 than as they multiply now."""
     saved = {}
     for shape, group in alike(layers).items():
-        now, then = seconds_plain(group[0], execution), seconds_with(group[0], execution, _lowered(group[0]))
+        now, then = seconds_now_and_with(group[0], execution, _lowered(group[0]))
         if forced or then < _FASTER * now:
             saved[shape] = now - then
     return saved

@@ -13,7 +13,7 @@ from dataclasses import replace
 from frostline.kernels.packed_product import PackedProduct, can_pack
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import FrozenLayer, alike, computed_in, form_megabytes, seconds_plain, seconds_with
+from frostline.plan.frozen_layers import FrozenLayer, alike, computed_in, form_megabytes, seconds_now_and_with
 from frostline.recipe import Recipe
 
 _FASTER = 0.95
@@ -30,8 +30,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
     chosen: dict[str, int] = {}
     saved = total = 0.0
     for shape, group in alike(layers).items():
-        now = seconds_plain(group[0], execution)
-        then = seconds_with(group[0], execution, _product(group[0], execution, group[0].rows))
+        now, then = seconds_now_and_with(group[0], execution, _product(group[0], execution, group[0].rows))
         total += now * len(group)
         if recipe.plan.prepack == "on" or then < _FASTER * now:
             chosen[shape] = group[0].rows

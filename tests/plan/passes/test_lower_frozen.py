@@ -63,8 +63,7 @@ def test_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_auto_takes_what_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lower_frozen, "seconds_plain", lambda item, execution: 2.0)
-    monkeypatch.setattr(lower_frozen, "seconds_with", lambda item, execution, product: 1.0 if item.shape == "16x32" else 1.9)
+    monkeypatch.setattr(lower_frozen, "seconds_now_and_with", lambda item, *_: (2.0, 1.0 if item.shape == "16x32" else 1.9))
     made = tuned(tmp_path, int8="auto", quality="fast", train={"precision": "fp32"})
     assert len(made.execution.products) == 4 and all("up" in name or "gate" in name for name in made.execution.products)
     steps = 2 * made.execution.sources["train"].rows / 6

@@ -64,8 +64,7 @@ def test_a_step_is_the_same_on_as_off(kind: str, pack: str, texts: Dataset, tmp_
 
 def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"16x32": 3.0, "16x32 forward": 3.0}
-    monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: seconds.get(item.shape, 1.0))
-    monkeypatch.setattr(prepack_frozen, "seconds_with", lambda item, execution, product: 1.0)
+    monkeypatch.setattr(prepack_frozen, "seconds_now_and_with", lambda item, execution, product: (seconds.get(item.shape, 1.0), 1.0))
     made = llama_with_lora(tmp_path, epochs=2)
     layers = [name for name in made.execution.products if "gate" in name or "up" in name]
     assert sorted(made.execution.products) == sorted(layers) and len(layers) == 4, "only the shapes that are faster"
@@ -77,11 +76,10 @@ def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: 
 
 
 def test_off_where_nothing_is_faster_and_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: 1.0)
-    monkeypatch.setattr(prepack_frozen, "seconds_with", lambda item, execution, product: 0.99)
+    monkeypatch.setattr(prepack_frozen, "seconds_now_and_with", lambda item, execution, product: (1.0, 0.99))
     made = llama_with_lora(tmp_path / "slow")
     assert not decision(made).on and "faster" in decision(made).why and not made.execution.products  # type: ignore[union-attr]
-    monkeypatch.setattr(prepack_frozen, "seconds_plain", lambda item, execution: pytest.fail("timed"))
+    monkeypatch.setattr(prepack_frozen, "seconds_now_and_with", lambda *_: pytest.fail("timed"))
     made = llama_with_lora(tmp_path / "off", prepack="off")
     assert decision(made).why == "switched off in the recipe" and not made.execution.products  # type: ignore[union-attr]
     assert decision(llama_with_lora(tmp_path / "full", adapt="full")) is None, "nothing is frozen"
