@@ -30,6 +30,7 @@ from frostline.plan.passes import (
     cache_prefix,
     channels_last,
     fuse_adapter,
+    fuse_blocks,
     label_logits,
     lower_frozen,
     micro_batch,
@@ -189,7 +190,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     kept = allocator.propose(recipe)
     layout, types = channels_last.propose(recipe, execution), precision.propose(recipe, here)
     execution.precision = "bf16" if types.on else "fp32"
-    fused = fuse_adapter.propose(recipe, execution)
+    fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
     packed = pack.propose(recipe, execution)
     work = _work(recipe, model, execution.sources)
 
@@ -199,7 +200,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     layers, steps = frozen_layers(execution, work.batch), work.epochs * work.train_rows / work.batch
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    others = [made for made in (layout, types, kept, label_logits.propose(execution), fused, prepacked, lowered, packed) if made]
+    others = [made for made in (layout, types, kept, label_logits.propose(execution), *fused, prepacked, lowered, packed) if made]
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch)
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
@@ -244,6 +245,8 @@ def _resumed(
         allocator.keep_freed_memory()
     execution.pack = "pack" in on
     execution.fused = "fuse_adapter" in on
+    if "fuse_blocks" in on:
+        fuse_blocks.fuse(execution)
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     if rows := settings.get("prepack_frozen"):
         prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import frostline as fl
 from frostline.data.dataset import Dataset
@@ -17,7 +15,7 @@ from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.passes import prepack_frozen
 from frostline.plan.plan import Plan
-from tests.plan.small import bert_with_lora, llama_with_lora
+from tests.plan.small import bert_with_lora, gradients, llama_with_lora
 from tests.train.small import saved, stopped_and_resumed
 
 
@@ -28,20 +26,6 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def decision(made: Plan) -> Decision | None:
     return next((one for one in made.decisions if one.what == "prepack_frozen"), None)
-
-
-def gradients(made: Plan) -> tuple[float, dict[str, Tensor]]:
-    module = made.model.module.eval()
-    module.zero_grad()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        for name, parameter in module.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.3)
-    batch = made.execution.sources["train"].encode(np.arange(6), None)
-    total, count = made.loss(made.execution.forward(batch), batch.labels)
-    (total / count).backward()
-    return float(total.detach()), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("pack", ["on", "off"])

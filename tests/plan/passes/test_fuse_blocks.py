@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import frostline as fl
+from frostline.data.dataset import Dataset
+from frostline.plan.decision import Decision
+from frostline.plan.plan import Plan
+from tests.models.language import folder_of
+from tests.plan.small import bert_with_lora, gradients, llama_with_lora, talks
+from tests.train.small import plan, saved, stopped_and_resumed
+
+
+def decision(made: Plan) -> Decision | None:
+    return next((one for one in made.decisions if one.what == "fuse_blocks"), None)
+
+
+def test_a_step_is_the_same_on_as_off(tmp_path: Path) -> None:
+    (loss, ours), (expected, theirs) = (gradients(llama_with_lora(tmp_path / wish, fuse_blocks=wish)) for wish in ("on", "off"))
+    assert loss == pytest.approx(expected, rel=1e-5) and set(ours) == set(theirs) and len(ours) > 10
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_what_is_said(texts: Dataset, tmp_path: Path) -> None:
+    assert decision(llama_with_lora(tmp_path / "on")) == Decision(what="fuse_blocks", on=True, why="5 RMS norms and rotary positions")
+    made = llama_with_lora(tmp_path / "off", fuse_blocks="off")
+    assert decision(made) == Decision(what="fuse_blocks", on=False, why="switched off in the recipe") and not made.execution.norms
+    assert decision(bert_with_lora(texts, tmp_path)) is None, "it has neither"
+
+
+def test_a_run_that_goes_on_computes_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, data = folder_of("llama", tmp_path / "llama", max_position_embeddings=200), talks()
+
+    def made(name: str) -> Plan:
+        options = {"adapt": {"method": "lora", "rank": 3}, "batch": 4, "cache": "off", "epochs": 2}
+        return plan(fl.load(str(weights), data=data), data, tmp_path / name, **options)
+
+    whole = fl.train(made("whole"), quiet=True)
+    resumed = stopped_and_resumed(made("stopped"), 2, monkeypatch)
+    written = json.loads((tmp_path / "stopped" / "plan.json").read_text())
+    assert next(one for one in written["decisions"] if one["what"] == "fuse_blocks")["on"]
+    for name, value in saved(whole).items():
+        torch.testing.assert_close(saved(resumed)[name], value, rtol=0, atol=0, msg=name)
