@@ -37,6 +37,15 @@ class Batch:
     """What the frozen prefix gives for these rows, where it was cached; None: the prefix has to be run."""
 
 
+def spread(rows: int, count: int) -> np.ndarray:
+    """int64: the indices of ``count`` rows (or all), evenly from the first to the last.
+
+    >>> spread(10, 4).tolist(), spread(2, 4).tolist()
+    ([0, 3, 6, 9], [0, 1])
+    """
+    return np.linspace(0, rows - 1, num=min(count, rows), dtype=int)
+
+
 Encode = Callable[[np.ndarray, int | None], Batch]
 """(rows, epoch) → Batch. ``epoch`` is None outside training: no augmentation then."""
 

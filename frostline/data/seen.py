@@ -12,7 +12,7 @@ from frostline.data.chat_template import Rendered, render_all, with_template
 from frostline.data.clean import CLASSIFICATION
 from frostline.data.dataset import Dataset, Schema
 from frostline.data.encode import SplitSource, split_source
-from frostline.data.loader import Batch
+from frostline.data.loader import Batch, spread
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.data.show import show_rows
 from frostline.data.token_rows import IGNORED, token_rows
@@ -40,20 +40,16 @@ def rows_as_seen(
     """
     table = data.splits["train"]
     if data.schema.task == "chat" and isinstance(preprocess, TextPreprocess):
-        return _conversations(table.take(_spread(table.num_rows, count)), preprocess, recipe, colour)
+        return _conversations(table.take(spread(table.num_rows, count)), preprocess, recipe, colour)
     if source is None:
-        source = split_source(table.take(_spread(table.num_rows, _ENCODED)), data.schema, preprocess, recipe=recipe, name="train")
-    rows = _spread(source.rows, count)
+        source = split_source(table.take(spread(table.num_rows, _ENCODED)), data.schema, preprocess, recipe=recipe, name="train")
+    rows = spread(source.rows, count)
     batches = [source.encode(np.array([row]), None) for row in rows]
     if isinstance(preprocess, ImagePreprocess):
         return [_image(source, int(row), batch) for row, batch in zip(rows, batches, strict=True)]
     if data.schema.task in CLASSIFICATION:
         return [_text(source, int(row), batch, preprocess) for row, batch in zip(rows, batches, strict=True)]
     return [_sequences(data.schema, batch, preprocess, colour) for batch in batches]
-
-
-def _spread(rows: int, count: int) -> np.ndarray:
-    return np.linspace(0, rows - 1, num=min(count, rows), dtype=int)
 
 
 def _conversations(table: pa.Table, preprocess: TextPreprocess, recipe: DataRecipe, colour: bool) -> list[dict[str, Any]]:

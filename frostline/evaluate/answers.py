@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from frostline.data.chat_spans import Message
 from frostline.data.chat_template import prompt_ids, stop_tokens, with_template
 from frostline.data.document_encoder import separators
+from frostline.data.loader import spread
 from frostline.data.parallel_encoder import source_ids
 from frostline.data.preprocess import TextPreprocess
 from frostline.errors import MissingPackage
@@ -74,7 +74,7 @@ def compare_written(model: Model, table: pa.Table, recipe: DataRecipe, *, rows: 
     task = model.card.schema.task
     if task not in _COMPARED or rows < 1:
         return Written()
-    chosen = table.take(np.linspace(0, table.num_rows - 1, num=min(rows, table.num_rows), dtype=int))
+    chosen = table.take(spread(table.num_rows, rows))
     questions = [question for row in chosen.to_pylist() if (question := _question(model, row, recipe)) is not None]
     if not questions:
         return Written()

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from frostline.adapt.lora_layers import LoRALinear
+from frostline.data.loader import spread
 from frostline.data.token_rows import IGNORED
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.models.model import evaluating
@@ -66,7 +66,7 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
     layers = _frozen(module)
     if not layers:
         return []
-    few = source.encode(np.linspace(0, source.rows - 1, num=min(3, source.rows), dtype=int), None)
+    few = source.encode(spread(source.rows, 3), None)
     rows, passing = dict.fromkeys(layers, 0), dict.fromkeys(layers, False)
     shapes: dict[str, tuple[int, ...]] = {name: (layer.weight.shape[1],) for name, layer in layers.items()}
     ranges = dict.fromkeys(layers, (0.0, 0.0))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.data.encode import SplitSource
-from frostline.data.loader import Batch, epoch_batches
+from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
 from frostline.plan.machine import best_seconds
@@ -60,7 +60,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
     module = execution.model.module
     module.train()
     start = time.perf_counter()
-    few = source.encode(_spread(source.rows, min(3, source.rows)), 0)  # epoch 0: augmented, as in training
+    few = source.encode(spread(source.rows, 3), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
         sample = _affordable_sample(execution, few, batch, encode_row)
@@ -103,11 +103,6 @@ def take_an_empty_step() -> None:
     torch.optim.SGD([parameter]).step()
 
 
-def _spread(count: int, wanted: int) -> np.ndarray:
-    """Row indices spread evenly over a split."""
-    return np.linspace(0, count - 1, num=wanted, dtype=int)
-
-
 def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row: float) -> Batch:
     """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length."""
     source = execution.sources["train"]
@@ -115,13 +110,13 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
     with torch.no_grad():
         execution.forward(few)
     row = (time.perf_counter() - start) / len(few.rows)
-    rows = _spread(source.rows, min(source.rows, batch))
+    rows = spread(source.rows, batch)
     if source.lengths is not None:
         positions = _positions(execution, source, batch)
         rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(np.abs(positions - positions.mean()).argmin())]
         row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
     affordable = max(2, int(_SECONDS / (4 * row + encode_row + 1e-9)))
-    return source.encode(rows if len(rows) <= affordable else rows[_spread(len(rows), affordable)], None)
+    return source.encode(rows[spread(len(rows), affordable)], None)
 
 
 def _heavy_rows(execution: Execution, batch: int) -> Batch:
@@ -129,7 +124,7 @@ def _heavy_rows(execution: Execution, batch: int) -> Batch:
     source = execution.sources["train"]
     assert source.lengths is not None, "only texts have lengths"
     rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
-    heavy = source.encode(rows[_spread(len(rows), min(3, len(rows)))], None)
+    heavy = source.encode(rows[spread(len(rows), 3)], None)
     if execution.line is not None:
         heavy.border = tuple(execution.prefix(heavy))
     return heavy

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from frostline.data.loader import Batch, epoch_batches, load, plain_batches
+from frostline.data.loader import Batch, epoch_batches, load, plain_batches, spread
 from frostline.data.randomness import generator
 
 
@@ -72,3 +72,8 @@ def test_an_error_in_a_worker_reaches_the_caller():
 
     with pytest.raises(ValueError, match="row 3"):
         list(load(broken, epoch_batches(10, 2, 0, 0), 0, 2))
+
+
+@pytest.mark.parametrize(("count", "wanted", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (100, 3, [0, 49, 99]), (1, 1, [0])])
+def test_rows_spread_over_the_split(count, wanted, expected) -> None:
+    assert spread(count, wanted).tolist() == expected

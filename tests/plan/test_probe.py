@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 
-import pytest
 import torch
 from torch import nn
 
 import frostline as fl
-from frostline.data.loader import epoch_batches
-from frostline.plan.probe import _positions, _positions_of_row, _repeated, _saved_bytes, _spread, probe
+from frostline.data.loader import epoch_batches, spread
+from frostline.plan.probe import _positions, _positions_of_row, _repeated, _saved_bytes, probe
 from tests.plan.small import bert_with_lora
 from tests.train.small import cnn, first_rows, plan
 
@@ -103,11 +102,6 @@ def test_casts_of_weights_do_not_grow_with_the_rows():
     assert fixed == same <= 2 * 64 * 64 and 0 < few < many
 
 
-@pytest.mark.parametrize(("count", "wanted", "expected"), [(5, 5, [0, 1, 2, 3, 4]), (100, 3, [0, 49, 99]), (1, 1, [0])])
-def test_rows_spread_over_the_split(count, wanted, expected):
-    assert _spread(count, wanted).tolist() == expected
-
-
 def test_a_sample_is_repeated_to_a_batch():
     assert _repeated(torch.tensor([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
 
@@ -115,7 +109,7 @@ def test_a_sample_is_repeated_to_a_batch():
 def test_what_is_computed_of_a_batch(texts, tmp_path):
     execution = bert_with_lora(texts, tmp_path, pack="on").execution
     source = execution.sources["train"]
-    sample = source.encode(_spread(source.rows, 5), None)
+    sample = source.encode(spread(source.rows, 5), None)
     batches = epoch_batches(source.rows, 6, 0, 0, source.lengths)
     assert execution.pack and execution.line is None, "packed: tokens alone"
     assert _positions(execution, source, 6).tolist() == [source.lengths[rows].sum() for rows in batches]

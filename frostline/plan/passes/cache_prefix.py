@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from frostline.data.encode import SplitSource
-from frostline.data.loader import Batch, load, plain_batches
+from frostline.data.loader import Batch, load, plain_batches, spread
 from frostline.data.preprocess import TextPreprocess
 from frostline.models.model import Card, Model
 from frostline.plan.cost import Work, predict_seconds
@@ -44,7 +44,7 @@ def find_line(recipe: Recipe, execution: Execution) -> Decision | None:
         source, module = execution.sources["train"], execution.model.module
         module.train()
         if source.rows >= 2:
-            few = source.encode(np.linspace(0, source.rows - 1, num=min(3, source.rows), dtype=int), None)
+            few = source.encode(spread(source.rows, 3), None)
             with preserved(module):
                 execution.line = execution.find_line(few.inputs)
         reason = _not_behind(execution.line, recipe, execution)
@@ -110,7 +110,7 @@ def _proof_batch(execution: Execution) -> Batch:
     """Three rows, of texts the shortest, a middle one and the longest, so that there is padding to be looked at."""
     source = execution.sources["train"]
     order = np.arange(source.rows) if source.lengths is None else np.argsort(source.lengths, kind="stable")
-    return source.encode(order[np.linspace(0, source.rows - 1, num=min(3, source.rows), dtype=int)], None)
+    return source.encode(order[spread(source.rows, 3)], None)
 
 
 def _offsets(source: SplitSource) -> torch.Tensor:

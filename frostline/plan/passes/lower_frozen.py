@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,7 +119,7 @@ def _held_out(execution: Execution) -> Batch:
     source = execution.sources.get("validation") or execution.sources["train"]
 
     def spread(rows: int) -> Batch:
-        return source.encode(np.linspace(0, source.rows - 1, num=min(rows, source.rows), dtype=int), None)
+        return source.encode(spread(source.rows, rows), None)
 
     few = spread(2)
     start = time.perf_counter()
