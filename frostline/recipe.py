@@ -219,7 +219,7 @@ class PlanRecipe:
     fuse_adapter: Literal["auto", "on", "off"] = "auto"
     """Compute a linear layer and its LoRA update as one operation."""
     fuse_blocks: Literal["auto", "on", "off"] = "auto"
-    """Compute RMS norms and rotary positions as one operation each."""
+    """Compute RMS norms, rotary positions and the product of SwiGLU as one operation each."""
     prepack: Literal["auto", "on", "off"] = "auto"
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
     int8: Literal["auto", "on", "off"] = "auto"

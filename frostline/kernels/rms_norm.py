@@ -104,7 +104,7 @@ def _forward(part: nn.Module, norm: Norm, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _computes(part: nn.Module, weight: Tensor, eps: float, offset: float) -> bool:
-    x = torch.linspace(-2, 3, 4 * len(weight), device=weight.device, dtype=weight.dtype).sin().view(4, -1) * 3
+    x = torch.linspace(-2, 3, 4 * len(weight), device=weight.device, dtype=wide(weight.dtype)).sin().view(4, -1) * 3
     expected = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (weight + offset)
     try:
         output = part(x)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.fused_blocks import FusedBlocks, computing
 from frostline.kernels.lora_linear import fused
 from frostline.kernels.outputs import outputs_of, passing_through
-from frostline.kernels.rms_norm import Norm, normed
-from frostline.kernels.rotary import rotated
 from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
@@ -59,10 +57,8 @@ class Execution:
     """Whether the blocks of a transformer are computed for real tokens only."""
     fused: bool = False
     """Whether linear layers and their LoRA updates are computed as one function."""
-    norms: dict[str, Norm] = field(default_factory=dict)
-    """RMS norms that are computed as one function, by their names."""
-    rotary: list[ModuleType] = field(default_factory=list)
-    """Python modules whose rotary positions are."""
+    blocks: FusedBlocks = field(default_factory=FusedBlocks)
+    """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
     """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
     micro_batch: int | None = None
@@ -196,11 +192,8 @@ class Execution:
     def kernels(self) -> Iterator[None]:
         """Within, what computes in place of the module's own layers."""
         module = self.model.module
-        with contextlib.ExitStack() as stack:
-            if self.fused:
-                stack.enter_context(fused(module))
-            for context in (normed(module, self.norms), rotated(self.rotary), multiplying(module, self.products)):
-                stack.enter_context(context)
+        lora = fused(module) if self.fused else contextlib.nullcontext()
+        with lora, computing(module, self.blocks), multiplying(module, self.products):
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

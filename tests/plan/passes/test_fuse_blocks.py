@@ -27,9 +27,10 @@ def test_a_step_is_the_same_on_as_off(tmp_path: Path) -> None:
 
 
 def test_what_is_said(texts: Dataset, tmp_path: Path) -> None:
-    assert decision(llama_with_lora(tmp_path / "on")) == Decision(what="fuse_blocks", on=True, why="5 RMS norms and rotary positions")
+    why = "5 RMS norms, 2 SwiGLU blocks, rotary positions"
+    assert decision(llama_with_lora(tmp_path / "on")) == Decision(what="fuse_blocks", on=True, why=why)
     made = llama_with_lora(tmp_path / "off", fuse_blocks="off")
-    assert decision(made) == Decision(what="fuse_blocks", on=False, why="switched off in the recipe") and not made.execution.norms
+    assert decision(made) == Decision(what="fuse_blocks", on=False, why="switched off in the recipe") and not str(made.execution.blocks)
     assert decision(bert_with_lora(texts, tmp_path)) is None, "it has neither"
 
 

@@ -1,0 +1,76 @@
+"""The gated product of SwiGLU as one function of autograd: silu(gate) · up (Shazeer, "GLU variants improve Transformer", 2020).
+
+Written as layers, autograd keeps the gate, silu(gate) and the other factor; here silu(gate) is computed anew for the gradient, which
+costs one pass and saves a quarter of what such a block keeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+
+from frostline.models.model import evaluating, with_own
+
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``gate`` and ``up`` of one shape and type → the same."""
+    return _SwiGLU.apply(gate, up)
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+def find(module: nn.Module) -> list[str]:
+    """The parts of a network that compute ``down_proj(silu(gate_proj(x)) · up_proj(x))``, by their names: that is tried, once a class."""
+    candidates = {name: part for name, part in module.named_modules() if all(hasattr(part, one) for one in _PARTS)}
+    kinds = {type(part): part for part in candidates.values()}
+    computing = {kind for kind, part in kinds.items() if _computes(part)}
+    return [name for name, part in candidates.items() if type(part) in computing]
+
+
+@contextlib.contextmanager
+def gated(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Within, these parts are computed by :func:`swiglu`."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            part = module.get_submodule(name)
+            stack.enter_context(with_own(part, "forward", functools.partial(_forward, part)))
+        yield
+
+
+def _forward(part: Any, x: Tensor) -> Tensor:
+    return part.down_proj(swiglu(part.gate_proj(x), part.up_proj(x)))
+
+
+@torch.no_grad()
+def _computes(part: Any) -> bool:
+    weight = next(part.gate_proj.parameters(), None)
+    if weight is None:
+        return False
+    features = getattr(part.gate_proj, "in_features", weight.shape[-1])
+    x = torch.linspace(-2, 3, 2 * features, device=weight.device, dtype=weight.dtype).sin().view(1, 2, features)
+    try:
+        with evaluating(part):
+            return bool(torch.allclose(part(x), _forward(part, x), rtol=1e-5, atol=1e-5))
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False  # it wants other inputs
