@@ -18,11 +18,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from frostline.data.preprocess import ImagePreprocess
 from frostline.errors import ModelError, RunError
@@ -179,9 +181,12 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 def manifest_of(state: dict[str, Tensor]) -> dict[str, Any]:
     """Name, shape, dtype and hash of every tensor, and a hash over all that."""
+    names = sorted(state)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets the interpreter go
+        hashes = list(pool.map(lambda name: _hash(state[name]), names))
     tensors = [
-        {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch."), "hash": _hash(tensor)}
-        for name, tensor in sorted(state.items())
+        {"name": name, "shape": list(state[name].shape), "dtype": str(state[name].dtype).removeprefix("torch."), "hash": found}
+        for name, found in zip(names, hashes)
     ]
     total = hashlib.blake2b(json.dumps(tensors, sort_keys=True).encode(), digest_size=32).hexdigest()
     return {"version": 1, "algorithm": "blake2b-256", "tensors": tensors, "total": total}
@@ -229,7 +234,8 @@ def _skeleton(saved: Saved, state: dict[str, Tensor], folder: Path, module: nn.M
     card, adapt = saved.card, saved.card.arguments.get("adapt")
     if module is None and card.name != "custom":
         _refuse_larger(card, state, folder)
-    made = build(card) if module is None else adopt(module, card.schema)
+    with _WithoutRandomWeights():
+        made = build(card) if module is None else adopt(module, card.schema)
     if adapt is None or (module is not None and rebuild is None):
         return made
     if rebuild is None or not isinstance(adapt, dict):
@@ -238,6 +244,15 @@ def _skeleton(saved: Saved, state: dict[str, Tensor], folder: Path, module: nn.M
             f"with: fl.load({str(folder)!r})"
         )
     return rebuild(made, adapt)
+
+
+class _WithoutRandomWeights(TorchDispatchMode):
+    """Within, weights are zeros: each will be read from the file, and drawing a hundred million takes seconds."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
+            return args[0].zero_()  # within any bounds, for those that draw until they are
+        return func(*args, **(kwargs or {}))
 
 
 def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:

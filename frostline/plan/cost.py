@@ -26,7 +26,9 @@ STATE_TENSORS = {"sgd": 1, "adam": 2, "adamw": 2, "adafactor": 0, "lion": 1, "mu
 _SYNCS = 6
 """Files of a checkpoint, or of a saved model, that are made durable one by one, about."""
 _HASHED_PER_SECOND = 0.8e9
-"""Bytes, by blake2b."""
+"""Bytes, by blake2b, of each core."""
+_BUILDING = 0.2
+"""Seconds to make the network that is read into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +94,11 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
 
 
 def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
-    """The model is written, hashed, read back and hashed, and two rows go through both."""
-    disk = work.model_bytes * (1 / machine.disk_write_gb_per_s + 1 / machine.disk_read_gb_per_s) / 1e9
+    """The model is written, hashed, read back, hashed and compared, and two rows go through both; an adapter's base is hashed once more."""
+    disk = work.model_bytes * (1 / machine.disk_write_gb_per_s + 2 / machine.disk_read_gb_per_s) / 1e9
     rows = 2 * 2 * (probe.prefix_row + probe.forward / work.batch)
-    return disk + 2 * work.model_bytes / _HASHED_PER_SECOND + _SYNCS * machine.disk_sync_seconds + rows
+    seen = 3 * work.model_bytes * (1 / (_HASHED_PER_SECOND * machine.cores) + 2 / (machine.memory_gb_per_s * 1e9))
+    return disk + seen + _SYNCS * machine.disk_sync_seconds + _BUILDING + rows
 
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:

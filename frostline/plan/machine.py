@@ -126,6 +126,16 @@ def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3
     return [min(times) for times in zip(*rounds)]
 
 
+def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10) -> float:
+    """The mean of the times that fit in ``budget`` seconds, after one run to warm up: what many of them will take, for a prediction."""
+    if (first := _seconds(work)) > 20 * budget:
+        return first
+    times: list[float] = []
+    while sum(times) < budget and len(times) < most:
+        times.append(_seconds(work))
+    return sum(times) / len(times)
+
+
 def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()

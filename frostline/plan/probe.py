@@ -18,13 +18,12 @@ from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
-from frostline.plan.machine import best_seconds
+from frostline.plan.machine import usual_seconds
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
-_TIMES = 3  # a network that takes milliseconds is not worth a third of a second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
         if line is not None:
-            prefix_row = best_seconds(lambda: execution.prefix(sample), most=_TIMES) / len(sample.rows)
+            prefix_row = usual_seconds(lambda: execution.prefix(sample)) / len(sample.rows)
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
@@ -84,8 +83,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             batch=batch,
             encode_row=encode_row,
             prefix_row=width * prefix_row,
-            step=scale * width * best_seconds(lambda: _step(execution, sample, loss), most=_TIMES),
-            forward=scale * width * best_seconds(lambda: _forward(execution, sample), most=_TIMES),
+            step=scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
+            forward=scale * width * usual_seconds(lambda: _forward(execution, sample)),
             saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
             transient_bytes=int(at_a_time * heaviest * _transient_bytes(execution, longest) / len(longest.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),

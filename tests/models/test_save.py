@@ -338,3 +338,11 @@ def test_the_layout_is_known_by_its_strides(channels: int, kernel: int) -> None:
     moved = (channels, kernel) != (1, 1)
     assert save._is_channels_last(module.to(memory_format=torch.channels_last)) == moved
     assert not save._is_channels_last(module.to(memory_format=torch.contiguous_format))
+
+
+def test_no_weight_is_drawn_for_a_network_that_is_read(tmp_path: Path) -> None:
+    model, inputs = _image_model("cnn"), tiny.image_inputs(32)
+    save_model(model, tmp_path / "model", inputs)
+    before = torch.random.get_rng_state()
+    assert _same(model, load_model(tmp_path / "model"), inputs)
+    assert torch.equal(torch.random.get_rng_state(), before)

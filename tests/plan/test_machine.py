@@ -13,7 +13,7 @@ import pytest
 
 from frostline.files import cache_folder
 from frostline.plan import machine as subject
-from frostline.plan.machine import best_seconds, best_seconds_each, machine, memory_limit, resident_bytes
+from frostline.plan.machine import best_seconds, best_seconds_each, machine, memory_limit, resident_bytes, usual_seconds
 from tests.conftest import MACHINE
 
 
@@ -51,6 +51,11 @@ def test_the_measurements_themselves(monkeypatch):
 def test_best_of_several():
     spent = iter([0.03, 0.015, 0.001, 0.012])
     assert 0.001 <= best_seconds(lambda: time.sleep(next(spent)), budget=0.02) < 0.01
+
+
+def test_the_usual_time_is_a_mean_without_the_first():
+    spent = iter([0.03, 0.002, 0.006, *[0.004] * 9])
+    assert 0.004 <= usual_seconds(lambda: time.sleep(next(spent)), budget=1.0, most=4) < 0.008
 
 
 def test_several_are_timed_in_turns():
