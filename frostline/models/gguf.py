@@ -13,11 +13,13 @@ it trains and is saved like the weights of any folder.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
 import mmap
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +66,26 @@ def gguf_file(name: str) -> Path | None:
 def read_gguf(path: Path, schema: Schema) -> GgufModel:
     """Configuration, float32 weights and tokenizer. Raises ModelError for a file that is damaged, hostile or of an unknown architecture."""
     numbers, tensors = check_gguf(path)
-    config, tokenizer = _header(path)
-    _refuse_larger(path, config, schema, numbers, tensors)
+    with _parsed_once():
+        config, tokenizer = _header(path)
+        _refuse_larger(path, config, schema, numbers, tensors)
+        return GgufModel(config=config, state=_weights(path, config, schema), tokenizer=tokenizer)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Within, a file is parsed once: ``transformers`` does it for each thing that it asks, a vocabulary takes seconds each time."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+
+
+def _weights(path: Path, config: dict[str, Any], schema: Schema) -> dict[str, Tensor]:
     try:
         with hf_module.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar of progress knows no setting
             cls = hf_module.task_class(hf_module.parse_config(config), schema)
@@ -74,13 +94,14 @@ def read_gguf(path: Path, schema: Schema) -> GgufModel:
         raise
     except Exception as error:  # whatever the file's values make the reader stumble over
         raise _unreadable(path, error) from error
-    return GgufModel(config=config, state=module.state_dict(), tokenizer=tokenizer)
+    return module.state_dict()
 
 
 def read_gguf_header(path: Path) -> tuple[dict[str, Any], Any]:
     """The configuration, as config.json would hold it, and the tokenizer. Raises ModelError like :func:`read_gguf`."""
     check_gguf(path)
-    return _header(path)
+    with _parsed_once():
+        return _header(path)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], Any]:

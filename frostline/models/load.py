@@ -55,6 +55,8 @@ def load(
     """
     if name is not None and not isinstance(name, str | Path):
         name, module = None, name
+    if isinstance(task, str):
+        raise ModelError(f"load: task got {task!r}, expected data.task, which knows the labels too. Use: fl.load(…, data=data)")
     schema = task or (data.schema if data is not None else None)
     preprocess = options.pop("preprocess", None)
     recipe = _recipe(None if name is None else str(name), options, data, seed)

@@ -8,7 +8,8 @@ A run of E epochs over N training and V validation rows, in batches of B, with a
 and on both roads E checkpoints, the proof of a stored row in each epoch, and the saved model, which is read back and compared.
 ``encode`` runs in threads beside the computation but on the same cores, so its seconds are divided by the cores.
 
-Memory is highest in a step (activations, temporaries, batches that wait) or while the saved model is compared with what was read.
+Memory is highest while the saved model is read back, into memory that the steps had taken (activations, temporaries, batches that
+wait), with the file's pages beside it.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *,
     """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
     step = probe.saved_bytes + passing_bytes(probe, workers)
-    return resident + state + max(step, 2 * work.model_bytes) + mapped_bytes(stored_bytes)
+    return resident + state + max(step, work.model_bytes) + work.model_bytes + mapped_bytes(stored_bytes)
 
 
 def passing_bytes(probe: Probe, workers: int) -> int:

@@ -208,3 +208,13 @@ def test_smollm2() -> None:
     ids = read.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():
         assert torch.equal(module.eval()(ids).logits, theirs.eval()(ids).logits)
+
+
+def test_a_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    reader, opened = gguf.GGUFReader, []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: opened.append(path) or reader(path))
+    ours = gguf.GGUFReader
+    read_gguf(write_gguf(tmp_path / "tiny.gguf"), CHAT)
+    assert len(opened) == 1 and gguf.GGUFReader is ours

@@ -243,3 +243,8 @@ def test_a_folder_that_cannot_do_the_task_is_told_without_weights(tmp_path: Path
     recipe = Recipe().with_values({"model.name": str(tiny.text_folder("bert", tmp_path / "bert"))})
     with pytest.raises(ModelError, match=r"'bert'.* cannot do 'image-classification'"):
         preprocess_of(recipe, image_data(tmp_path, 32))
+
+
+def test_the_name_of_a_task_is_not_enough() -> None:
+    with pytest.raises(ModelError, match="task got 'chat', expected data"):
+        load("gpt", task="chat")  # type: ignore[arg-type]

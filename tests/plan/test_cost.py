@@ -95,8 +95,9 @@ def test_parts_that_take_no_time_are_left_out():
 
 
 def test_peak():
-    # gradient and two states; activations; what comes and goes; two workers' batches, the one that waits and the one that is used
-    plain = 2_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000
+    # gradient and two states; activations; what comes and goes; two workers' batches, the one that waits and the one that is used;
+    # the saved file's pages
+    plain = 2_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000 + 3_000_000
     large = dataclasses.replace(WORK, model_bytes=40_000_000)
     assert predict_peak_bytes(large, PROBE, 2_000_000, 2, stored_bytes=None) == 2_000_000 + 4_000_000 * 3 + 80_000_000, "while it is saved"
     assert predict_peak_bytes(WORK, PROBE, 2_000_000, 2, stored_bytes=None) == plain
