@@ -66,23 +66,22 @@ def gguf_file(name: str) -> Path | None:
 def read_gguf(path: Path, schema: Schema) -> GgufModel:
     """Configuration, float32 weights and tokenizer. Raises ModelError for a file that is damaged, hostile or of an unknown architecture."""
     numbers, tensors = check_gguf(path)
-    with _parsed_once():
+    with _parsed_once(path):
         config, tokenizer = _header(path)
         _refuse_larger(path, config, schema, numbers, tensors)
         return GgufModel(config=config, state=_weights(path, config, schema), tokenizer=tokenizer)
 
 
 @contextlib.contextmanager
-def _parsed_once() -> Iterator[None]:
+def _parsed_once(path: Path) -> Iterator[None]:
     """Within, a file is parsed once: ``transformers`` does it for each thing that it asks, a vocabulary takes seconds each time."""
-    import gguf
-
+    gguf = require("gguf", "gguf", f"reading {path.name!r}")
     reader = gguf.GGUFReader
-    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)  # type: ignore[misc, assignment]
+    gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
     try:
         yield
     finally:
-        gguf.GGUFReader = reader  # type: ignore[misc]
+        gguf.GGUFReader = reader
 
 
 def _weights(path: Path, config: dict[str, Any], schema: Schema) -> dict[str, Tensor]:
@@ -100,7 +99,7 @@ def _weights(path: Path, config: dict[str, Any], schema: Schema) -> dict[str, Te
 def read_gguf_header(path: Path) -> tuple[dict[str, Any], Any]:
     """The configuration, as config.json would hold it, and the tokenizer. Raises ModelError like :func:`read_gguf`."""
     check_gguf(path)
-    with _parsed_once():
+    with _parsed_once(path):
         return _header(path)
 
 

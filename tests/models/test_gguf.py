@@ -215,6 +215,6 @@ def test_a_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     reader, opened = gguf.GGUFReader, []
     monkeypatch.setattr(gguf, "GGUFReader", lambda path: opened.append(path) or reader(path))
-    ours = gguf.GGUFReader
+    before = gguf.GGUFReader
     read_gguf(write_gguf(tmp_path / "tiny.gguf"), CHAT)
-    assert len(opened) == 1 and gguf.GGUFReader is ours
+    assert len(opened) == 1 and gguf.GGUFReader is before
