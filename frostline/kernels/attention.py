@@ -57,7 +57,9 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
     found = groups_of(tuple(lengths), query.device)
     sizes = [group.places for group in found.groups]
     operands: list[Any] = [found.gather(part[0].transpose(0, 1)).split(sizes) for part in (query, key, value)]
-    mixed = [_attend(*(group.batch(part) for part in parts), group, rule) for group, *parts in zip(found.groups, *operands)]
+    mixed = [
+        _attend(group.batch(q), group.batch(k), group.batch(v), group, rule) for group, q, k, v in zip(found.groups, *operands, strict=True)
+    ]
     return found.put_back(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in mixed]))[None]
 
 
@@ -73,7 +75,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, group: Group, rule: Atten
             return _with_softcap(query, key, value, mask, rule, scaling)
         return _DroppedAttention.apply(*cast(query, key, value), mask, scaling, rounded(rule.dropout))
     q, k, v = cast(query, key, value)
-    assert q is not None
+    assert q is not None and k is not None and v is not None
     windowed = rule.window is not None and group.longest > rule.window
     mask = _mask(group, rule, q.dtype, causal=rule.causal and windowed)
     causal = rule.causal and not windowed

@@ -75,7 +75,7 @@ def read_gguf(path: Path, schema: Schema) -> GgufModel:
 @contextlib.contextmanager
 def _parsed_once(path: Path) -> Iterator[None]:
     """Within, a file is parsed once: ``transformers`` does it for each thing that it asks, a vocabulary takes seconds each time."""
-    gguf = require("gguf", "gguf", f"reading {path.name!r}")
+    gguf: Any = require("gguf", "gguf", f"reading {path.name!r}")
     reader = gguf.GGUFReader
     gguf.GGUFReader = functools.lru_cache(maxsize=1)(reader)
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.data.loader import Batch
+from frostline.data.loader import Batch, spread
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, can_lower
@@ -118,14 +118,11 @@ def _within_limit(chosen: list[FrozenLayer], execution: Execution, loss: Loss) -
 def _held_out(execution: Execution) -> Batch:
     source = execution.sources.get("validation") or execution.sources["train"]
 
-    def spread(rows: int) -> Batch:
-        return source.encode(spread(source.rows, rows), None)
-
-    few = spread(2)
+    few = source.encode(spread(source.rows, 2), None)
     start = time.perf_counter()
     execution.forward(few)
     row = (time.perf_counter() - start) / len(few.rows)
-    return spread(max(4, min(_ROWS, int(_SECONDS / row))))
+    return source.encode(spread(source.rows, max(4, min(_ROWS, int(_SECONDS / row)))), None)
 
 
 def _change(before: float, after: float) -> float:
