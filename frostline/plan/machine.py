@@ -117,23 +117,23 @@ def best_seconds(work: Callable[[], object], budget: float = 0.3, most: int = 10
 
 def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3, most: int = 1000) -> list[float]:
     """The same of several, in turns: a machine whose speed wanders would favour one of two that are timed one after the other."""
-    first = [_seconds(work) for work in works]
-    if sum(first) > 20 * budget * len(works):
-        return first
-    rounds: list[list[float]] = []
-    while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:
-        rounds.append([_seconds(work) for work in works])
-    return [min(times) for times in zip(*rounds)]
+    return [min(times) for times in zip(*_rounds(works, budget, most))]
 
 
 def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10) -> float:
     """The mean of the times that fit in ``budget`` seconds, after one run to warm up: what many of them will take, for a prediction."""
-    if (first := _seconds(work)) > 20 * budget:
-        return first
-    times: list[float] = []
-    while sum(times) < budget and len(times) < most:
-        times.append(_seconds(work))
-    return sum(times) / len(times)
+    rounds = _rounds([work], budget, most)
+    return sum(map(sum, rounds)) / len(rounds)
+
+
+def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int) -> list[list[float]]:
+    first = [_seconds(work) for work in works]
+    if sum(first) > 20 * budget * len(works):
+        return [first]
+    rounds: list[list[float]] = []
+    while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:
+        rounds.append([_seconds(work) for work in works])
+    return rounds
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -75,6 +75,13 @@ def test_norms_are_found_by_what_they_compute() -> None:
     }
 
 
+def test_a_batch_norm_does_not_learn_from_being_tried() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(8)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert find(network, []) == {} and network[0].training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen3"])
 def test_models_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, blocks = build(kind)
