@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -121,9 +122,9 @@ def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3
 
 
 def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10) -> float:
-    """The mean of the times that fit in ``budget`` seconds, after one run to warm up: what many of them will take, for a prediction."""
-    rounds = _rounds([work], budget, most)
-    return sum(map(sum, rounds)) / len(rounds)
+    """The median of the times that fit in ``budget`` seconds, after one run to warm up: what one of many will take, for a prediction.
+    A mean would let a single pause of the machine stand for them all."""
+    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most))
 
 
 def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int) -> list[list[float]]:

@@ -53,7 +53,7 @@ def test_best_of_several():
     assert 0.001 <= best_seconds(lambda: time.sleep(next(spent)), budget=0.02) < 0.01
 
 
-def test_the_usual_time_is_a_mean_without_the_first():
+def test_the_usual_time_is_a_median_without_the_first():
     spent = iter([0.03, 0.002, 0.006, *[0.004] * 9])
     assert 0.004 <= usual_seconds(lambda: time.sleep(next(spent)), budget=1.0, most=4) < 0.008
 
