@@ -8,7 +8,7 @@ tuned on 10 000 rows at 96 × 96, which is what two cores do in minutes.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -54,7 +54,11 @@ def run(name: str, source: Path, folder: Path) -> list[object]:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(RUNS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
+    wanted = parser.parse_args().names or list(RUNS)
+    if unknown := sorted(set(wanted) - set(RUNS)):
+        parser.error(f"{unknown[0]!r} is none of {', '.join(RUNS)}")
     with tempfile.TemporaryDirectory() as folder:
         source = inputs.fashion_mnist(Path(folder))
         rows = [run(name, source, Path(folder)) for name in wanted]

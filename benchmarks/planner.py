@@ -63,6 +63,10 @@ JOBS: dict[str, Job] = {
         source="clothes", rows=300, data={"size": 96, "augment": {"rotation": 10.0, "zoom": 0.1}}, model=_LITE0,
         plan={"adapt": "head", "epochs": 2, "batch": 16},
     ),
+    "lite0-head-views": Job(
+        source="clothes", rows=300, data={"size": 96, "augment": {"rotation": 10.0, "zoom": 0.1, "views": 2}}, model=_LITE0,
+        plan={"adapt": "head", "epochs": 5, "batch": 16},
+    ),
     "lite0-last": Job(source="clothes", rows=400, data={"size": 96}, model=_LITE0, plan={"adapt": "last 2", "epochs": 3, "batch": 16}),
     "lite0-full": Job(source="digits", rows=160, data={"size": 96}, model=_LITE0, plan={"adapt": "full", "epochs": 1, "batch": 16}),
     "gru": Job(source="docstrings", rows=1600, model=_text("gru"), plan={**_ZERO, "epochs": 3, "batch": 64}),
@@ -76,6 +80,10 @@ JOBS: dict[str, Job] = {
     ),
     "minilm-last": Job(source="docstrings", rows=600, model={"name": "minilm"}, plan={"adapt": "last 2", "epochs": 3, "batch": 16}),
     "minilm-full": Job(source="docstrings", rows=300, model={"name": "minilm"}, plan={"adapt": "full", "epochs": 1, "batch": 16}),
+    "minilm-full-recomputed": Job(
+        source="docstrings", rows=300, model={"name": "minilm"},
+        plan={"adapt": "full", "epochs": 1, "batch": 16, "checkpoint_activations": "on"},
+    ),
     "minilm-lora": Job(source="docstrings", rows=500, model={"name": "minilm"}, plan={**_LORA, "epochs": 1, "batch": 32}),
     "minilm-lora-unpacked": Job(
         source="docstrings", rows=400, model={"name": "minilm"}, plan={**_LORA, "epochs": 1, "batch": 8, "pack": "off"}
@@ -90,6 +98,10 @@ JOBS: dict[str, Job] = {
     "chat-gpt-lora": Job(source="chat", rows=400, data={"task": "chat"}, model=_GPT, plan={**_ALL, "epochs": 2, "batch": 16}),
     "chat-gpt-lora-unpacked": Job(
         source="chat", rows=400, data={"task": "chat"}, model=_GPT, plan={**_ALL, "epochs": 2, "batch": 16, "pack": "off"}
+    ),
+    "chat-gpt-recomputed": Job(
+        source="chat", rows=400, data={"task": "chat"}, model=_GPT,
+        plan={**_ZERO, "epochs": 2, "batch": 8, "checkpoint_activations": "on"},
     ),
     "chat-smollm2-lora": Job(
         source="chat", rows=40, data={"task": "chat"}, model={"name": "smollm2"}, plan={**_ALL, "epochs": 1, "batch": 4}

@@ -9,7 +9,7 @@ have no spaces.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -55,7 +55,11 @@ def run(name: str, folder: Path) -> list[object]:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(RUNS)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RUNS))
+    wanted = parser.parse_args().names or list(RUNS)
+    if unknown := sorted(set(wanted) - set(RUNS)):
+        parser.error(f"{unknown[0]!r} is none of {', '.join(RUNS)}")
     with tempfile.TemporaryDirectory() as folder:
         rows = [run(name, Path(folder)) for name in wanted]
     harness.publish("text", ["", "training rows", "epochs", "seconds", "test F1", "95 % interval", "accuracy"], rows)

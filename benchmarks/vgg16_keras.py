@@ -6,7 +6,8 @@
 The peer runs unchanged, as documented and with its own --bf16; ours exact in fp32, in bf16 (both sides' only where the machine is
 faster so), and with plan.quality=fast, which may take bf16 and int8. Each side is a process of its own, one after the other, on the
 same images, the same weights, the same optimiser; seconds are those of the training alone on both sides (the peer's own clock; ours
-from before the plan's probe to the saved model). ``--augment``: sheared, zoomed and flipped anew in each epoch, so nothing is cached.
+from before the plan's probe to the saved model). ``--augment``: sheared, zoomed and flipped anew in each epoch, so nothing is cached;
+once more in three views of each image in turn, which are (the peer has nothing of the kind).
 A second comparison feeds both sides the same batches from the same initial head, without dropout, and compares the losses.
 """
 
@@ -29,6 +30,7 @@ HEAD = ["flatten", "dense 256 relu", "dropout 0.5"]
 
 KERAS = "Keras 3 (TensorFlow)"
 WAYS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}, "fast": {"quality": "fast"}}
+IN_VIEWS = "fast, 3 views"
 RANDOM = {"shear": 0.2, "zoom": 0.2, "horizontal_flip": True}
 
 
@@ -36,11 +38,11 @@ def ours(images: str, weights: str, epochs: int, out: str, way: str, augmented: 
     """One run; prints one JSON line."""
     import frostline as fl
 
-    augment = {"rescale": 1 / 255, **(RANDOM if augmented else {})}
+    augment = {"rescale": 1 / 255, **(RANDOM if augmented else {}), "views": 3 if way == IN_VIEWS else None}
     data = fl.prepare(images, task="image-classification", size=224, val=0.2, test_share=0, augment=augment)
     model = fl.load("vgg16", data=data, weights=weights, head=HEAD)
     start = time.perf_counter()
-    plan = fl.plan(model, data, epochs=epochs, batch=32, optimizer="adam", lr=1e-4, out=out, **WAYS[way])
+    plan = fl.plan(model, data, epochs=epochs, batch=32, optimizer="adam", lr=1e-4, out=out, **WAYS[way.partition(",")[0]])
     planned = time.perf_counter() - start
     run = fl.train(plan, quiet=True)
     seconds = time.perf_counter() - start
@@ -122,8 +124,9 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
 
         return run
 
+    ways = [*WAYS, IN_VIEWS] if options.augment else [*WAYS]
     sides, left_out = harness.without_slow_bf16(
-        {KERAS: keras(), f"{KERAS} --bf16": keras("--bf16"), **{f"Frostline {way}": frostline(way) for way in WAYS}}
+        {KERAS: keras(), f"{KERAS} --bf16": keras("--bf16"), **{f"Frostline {way}": frostline(way) for way in ways}}
     )
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(options.repeat):

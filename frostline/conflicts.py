@@ -149,6 +149,7 @@ def _augment_rules(augment: AugmentRecipe) -> list[tuple[str, float, bool, str, 
         *((f"data.augment.{name}", value, value >= 0, "0 or more", "0.1") for name, value in amounts.items()),
         *((f"data.augment.{name}", value, 0 <= value < 1, "0 or more and below 1", "0.1") for name, value in shares.items()),
         ("data.augment.cutout", augment.cutout, 0 <= augment.cutout <= 1, "0 to 1", "0.1"),
+        ("data.augment.views", augment.views or 0, augment.views is None or augment.views >= 1, "1 or more", "3"),
     ]
 
 
@@ -196,6 +197,8 @@ def _with_data(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
     found += _of_another_task(recipe, schema)
     if augment != AugmentRecipe() and not images:
         found.append(f"data.augment is for images, and the task is {schema.task!r}. Remove data.augment from the recipe")
+    if augment.views is not None and not augment.random:
+        found.append(f"data.augment.views got {augment.views!r}, and no random change is asked for. Use: data.augment.horizontal_flip=true")
     if (augment.mixup or augment.cutmix) and schema.target == "number":
         found.append(
             "data.augment.mixup and cutmix mix classes, and data.target is 'number'. Use: data.augment.mixup=0 data.augment.cutmix=0"

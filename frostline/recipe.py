@@ -64,11 +64,13 @@ class AugmentRecipe:
     """Alpha of CutMix's Beta distribution (0: off)."""
     fill: Literal["nearest", "constant", "reflect"] = "nearest"
     """What stands where the image was moved away."""
+    views: int | None = None
+    """So many random views of each image, taken in turn, which can be stored; null: a new one in every epoch."""
 
     @property
     def random(self) -> bool:
-        """Whether any random change is asked for (``rescale`` and ``fill`` alone change nothing at random)."""
-        return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rescale", "fill"))
+        """Whether any random change is asked for (``rescale``, ``fill`` and ``views`` alone change nothing at random)."""
+        return any(getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("rescale", "fill", "views"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +226,8 @@ class PlanRecipe:
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
     int8: Literal["auto", "on", "off"] = "auto"
     """Multiply with frozen weights in int8; auto: with quality fast, where it is timed faster and changes the loss little."""
+    checkpoint_activations: Literal["auto", "on", "off"] = "auto"
+    """Compute blocks once more in the backward pass in place of keeping what they computed; auto: where memory would not do without."""
     micro_batch: int | None = None
     """Rows of a batch that are computed at a time; null: all where they fit in memory, else fewer. The step stays the batch's."""
     cache_limit_gb: float = 20.0

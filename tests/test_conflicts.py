@@ -43,17 +43,25 @@ from frostline.recipe import Recipe
         ("data.augment.brightness", -0.1),
         ("data.augment.contrast", 2),
         ("data.augment.cutout", 1.5),
+        ("data.augment.views", 0),
     ],
 )
 def test_out_of_range(texts: Dataset, digits: Dataset, key: str, value: float) -> None:
     """Each message names the key, the value, what was expected, and a value that would do."""
     texts = digits if "augment" in key else texts
-    base = Recipe().with_values({"adapt": "gradual"}) if key == "adapt.every" else Recipe()
+    others = {"adapt.every": {"adapt": "gradual"}, "data.augment.views": {"data.augment.horizontal_flip": True}}
+    base = Recipe().with_values(others.get(key, {}))
     found = conflicts(base.with_values({key: value}), texts.schema, texts)
     assert len(found) == 1
     assert found[0].startswith(f"{key} got {value!r}") or found[0].startswith(f"{key} got {float(value)!r}")
     fix = found[0].partition("Use: ")[2]
     assert conflicts(base.with_values(dict([fix.split("=")])), texts.schema, texts) == []
+
+
+def test_views_of_images_that_nothing_changes(digits: Dataset) -> None:
+    (found,) = conflicts(Recipe().with_values({"data.augment.views": 3}), digits.schema, digits)
+    assert found == "data.augment.views got 3, and no random change is asked for. Use: data.augment.horizontal_flip=true"
+    assert conflicts(Recipe().with_values({"data.augment.views": 3, "data.augment.zoom": 0.1}), digits.schema, digits) == []
 
 
 def test_what_needs_a_validation_split(texts: Dataset) -> None:

@@ -33,6 +33,8 @@ class SplitSource:
     """What must be told of the labels of tokens, each with a count and an example."""
     row_labels: np.ndarray | None = None
     """What each row is measured by where it is no label of the table: of documents the bytes, of pairs of texts scores or identities."""
+    views: int | None = None
+    """Random views of each image that training takes in turn; None: images as they are, or changed anew in every epoch."""
 
     @property
     def rows(self) -> int:
@@ -65,7 +67,8 @@ def split_source(
         from frostline.data.image_encoder import image_encoder
 
         encode = image_encoder(table, schema, preprocess, max_pixels=recipe.max_pixels, augment=augment, seed=seed)
-        return SplitSource(table=table, schema=schema, encode=encode)
+        views = augment.views if augment is not None and augment.random else None
+        return SplitSource(table=table, schema=schema, encode=encode, views=views)
     if schema.task == "text-classification":
         from frostline.data.text_encoder import text_encoder
 

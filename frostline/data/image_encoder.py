@@ -49,7 +49,7 @@ def image_encoder(
         index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
         labels = all_labels[index]
         if epoch is not None and augment is not None and augment.random:
-            images = augment_images(images, augment, seed, epoch, rows)
+            images = augment_images(images, augment, seed, epoch % (augment.views or epoch + 1), rows)
             if augment.mixup or augment.cutmix:
                 images, labels = mix(images, _soft(labels, schema), augment, seed, epoch, rows)
         inputs = {"pixel_values": _normalise(images, preprocess)}

@@ -11,9 +11,9 @@ calls :func:`frostline.kernels.attention.varlen_attention`; outside the blocks i
 configuration are as before afterwards, so nothing of this is ever saved.
 
 Decisions. Where blocks are recomputed in the backward pass (activation checkpointing), that pass has to run within the context
-too. Attention dropout draws other numbers than in the padded batch, from the same distribution. The cache that a model may
-return is empty, and hidden states recorded between blocks are those of one row. Whether a model can do this is first read off its
-configuration (:func:`can_unpad`) and then proved by running it both ways (:func:`unpad_deviation`).
+too, or within :func:`unpadded_again`. Attention dropout draws other numbers than in the padded batch, from the same distribution.
+The cache that a model may return is empty, and hidden states recorded between blocks are those of one row. Whether a model can do
+this is first read off its configuration (:func:`can_unpad`) and then proved by running it both ways (:func:`unpad_deviation`).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class _Batch:
     positions: Tensor
     """Of the real tokens in the flattened batch (tokens,), int64."""
     lengths: list[int]
+    configs: list[Any] = field(default_factory=list)
+    """Where attention is looked up."""
     inside: bool = False
     """A block that is recomputed in the backward pass does not say so: its hooks stand outside what is recomputed."""
     gathered: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
@@ -63,20 +65,34 @@ def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor) -
     rows, width = real.shape
     lengths = [length for length in real.sum(1).tolist() if length]
     positions = real.flatten().nonzero().squeeze(1)
-    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths)
     parts = [module.get_submodule(name) for name in blocks]
+    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, configs=_configs(parts))
     with contextlib.ExitStack() as stack:
-        token = _current.set(batch)
-        stack.callback(_current.reset, token)
-        for config in _configs(parts):
-            stack.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation)
-            config._attn_implementation_internal = NAME
+        stack.enter_context(_attending(batch))
         for part in dict.fromkeys(parts):
             enter = part.register_forward_pre_hook(_enter, with_kwargs=True)
             stack.callback(enter.remove)
             leave = part.register_forward_hook(_leave_last if part is parts[-1] else _leave)
             stack.callback(leave.remove)
         yield
+
+
+@contextlib.contextmanager
+def _attending(batch: _Batch) -> Iterator[None]:
+    """Within, attention is that of this batch."""
+    with contextlib.ExitStack() as stack:
+        token = _current.set(batch)
+        stack.callback(_current.reset, token)
+        for config in batch.configs:
+            stack.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation)
+            config._attn_implementation_internal = NAME
+        yield
+
+
+def unpadded_again() -> contextlib.AbstractContextManager[None]:
+    """For a block of the batch that is being computed, the context in which the backward pass may compute it once more."""
+    batch = _current.get()
+    return contextlib.nullcontext() if batch is None else _attending(batch)
 
 
 def can_unpad(model: Model) -> str | None:
@@ -218,7 +234,7 @@ def _gather(value: Any, batch: _Batch) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_gather(item, batch) for item in value)
     if not isinstance(value, Tensor):
-        return None if _is_cache(value) else value
+        return None if is_cache(value) else value
     if id(value) not in batch.gathered:
         batch.gathered[id(value)] = (value, _gather_tensor(value, batch))
     return batch.gathered[id(value)][1]
@@ -237,7 +253,8 @@ def _gather_tensor(value: Tensor, batch: _Batch) -> Tensor | None:
     return value
 
 
-def _is_cache(value: Any) -> bool:
+def is_cache(value: Any) -> bool:
+    """Whether this is a cache of keys and values, as models of ``transformers`` hand it to their blocks."""
     from transformers import Cache
 
     return isinstance(value, Cache)

@@ -5,7 +5,8 @@ A run of E epochs over N training and V validation rows, in batches of B, with a
     uncached  E · ((N + V) · (encode + prefix) + N/B · (step + update) + V/B · forward)
     cached    (N + V) · (encode + prefix + write) + E · ((N + V) · read + N/B · (step + update) + V/B · forward)
 
-and on both roads E checkpoints, the proof of a stored row in each epoch, and the saved model, which is read back and compared.
+(where training takes k random views of each row in turn, the store is made of k · N + V rows) and on both roads E checkpoints, the
+proof of a stored row in each epoch, and the saved model, which is read back and compared.
 ``encode`` runs in threads beside the computation but on the same cores, so its seconds are divided by the cores.
 
 Memory is highest while the saved model is read back, into memory that the steps had taken (activations, temporaries, batches that
@@ -45,6 +46,8 @@ class Work:
     """Numbers that learn."""
     optimizer: str
     ema: bool
+    views: int = 1
+    """Random views of each training row, each of which would be stored."""
     workers: int = 1
     """Threads that read and encode."""
     checkpoint_bytes: int = 0
@@ -82,12 +85,13 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
         "update": work.epochs * steps / work.accumulate * update_seconds(work, machine),
         "validation": work.epochs * work.validation_rows / work.batch * probe.forward,
     }
-    passes = work.epochs if stored_bytes is None else 1
-    parts["read and encode"] = passes * rows * probe.encode_row / max(1, min(work.workers, machine.cores))
-    parts["frozen prefix"] = passes * rows * probe.prefix_row
+    stored = work.views * work.train_rows + work.validation_rows
+    through = work.epochs * rows if stored_bytes is None else stored
+    parts["read and encode"] = through * probe.encode_row / max(1, min(work.workers, machine.cores))
+    parts["frozen prefix"] = through * probe.prefix_row
     if stored_bytes is not None:
         parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)
-        parts["read store"] = work.epochs * stored_bytes / (machine.disk_read_gb_per_s * 1e9)
+        parts["read store"] = work.epochs * stored_bytes * rows / stored / (machine.disk_read_gb_per_s * 1e9)
         parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * probe.prefix_row
     parts["checkpoints"] = work.epochs * (work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds)
     parts["saving"] = saving_seconds(work, probe, machine)

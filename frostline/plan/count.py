@@ -12,9 +12,10 @@ autograd saves is an activation, what ends as a parameter's ``.grad`` is a gradi
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from torch.utils.module_tracker import ModuleTracker
 
 from frostline.errors import ModelError
+from frostline.kernels.recompute import recomputing
 
 _aten = torch.ops.aten
 _ATTENTION = {
@@ -48,7 +50,8 @@ class StepCount:
     flops: dict[str, dict[str, int]]
     """``forward``, ``input gradient``, ``weight gradient`` → ``gemm``, ``convolution``, ``attention`` → FLOPs."""
     blocks: dict[str, int]
-    """FLOPs by block (an entry of a module list, else a child of the module); ``""``: outside of all, the loss included."""
+    """FLOPs by block (an entry of a module list, else a child of the module); ``""``: outside of all, the loss included. Not told
+    apart where blocks are recomputed."""
     moved_bytes: dict[str, int]
     """``forward``, ``backward`` → bytes that all other operations (norms, activations, sums) read and write."""
     saved_bytes: int
@@ -70,23 +73,28 @@ class StepCount:
         return asdict(self)
 
 
-def count_step(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], *, loss: Callable[[Any], Tensor]) -> StepCount:
+def count_step(
+    module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], *, loss: Callable[[Any], Tensor], recomputed: Sequence[str] = ()
+) -> StepCount:
     """Count one step of ``module(**inputs)`` (or ``module(*inputs)``) and of ``loss(outputs)``, a scalar, and its gradients.
 
     The module may be real or on ``meta``; it is neither computed with nor changed. The loss decides what is counted behind the
-    module's output: give it the labelled positions only, where only these reach the head. Raises ModelError for a matrix product
-    that cannot be counted; what cannot run without values raises an error of PyTorch's.
+    module's output: give it the labelled positions only, where only these reach the head. ``recomputed``: the names of blocks that keep
+    what they are handed and are computed once more in the backward pass (:mod:`frostline.kernels.recompute`). Raises ModelError for a
+    matrix product that cannot be counted; what cannot run without values raises an error of PyTorch's.
     """
     twin = _on_meta(module)
     given = tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, inputs)
     constants = [*twin.parameters(), *twin.buffers()]
     memory = _Memory({_key(t) for t in constants} | {_key(t) for t in tree_leaves(given) if isinstance(t, Tensor)})
-    tracker = ModuleTracker()
+    tracker = _Untold() if recomputed else ModuleTracker()
     counter = _Counter(memory, tracker, _block_names(twin))
     counter.data.update({_key(t) for t in tree_leaves(given) if isinstance(t, Tensor)})
     constant_keys = {_key(t) for t in constants}
     saved = _Saved(constant_keys, memory)
-    with tracker, _FusedAttention(), counter:
+    for name in recomputed:
+        twin.get_submodule(name).register_forward_pre_hook(saved.keep_handed, with_kwargs=True)
+    with tracker, _FusedAttention(), counter, recomputing(twin, recomputed, around=_FusedAttention):
         with torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda tensor: tensor):
             outputs = twin(**given) if isinstance(given, Mapping) else twin(*given)
             value = loss(outputs)
@@ -126,6 +134,12 @@ def _block_names(module: nn.Module) -> dict[str, str]:
     names = [f"{name}.{child}" for name in outer for child, _ in module.get_submodule(name).named_children()]
     names += [name for name, _ in module.named_children() if not any(f"{other}.".startswith(f"{name}.") for other in outer)]
     return {f"{type(module).__name__}.{name}": name for name in names}
+
+
+class _Untold(contextlib.nullcontext[None]):
+    """In place of a ModuleTracker, which keeps what a recomputed block computes until the end of the backward pass."""
+
+    parents = frozenset[str]()
 
 
 class _Memory:
@@ -172,6 +186,7 @@ class _Saved:
         self.total = 0
 
     def keep(self, tensor: Tensor) -> Tensor:
+        """What autograd asks to keep."""
         key = _key(tensor)
         number = self.memory.numbers.get(key, 0)
         if key not in self.constants and (key, number) not in self.seen:
@@ -180,9 +195,15 @@ class _Saved:
             self.total += tensor.untyped_storage().nbytes()
         return tensor
 
+    def keep_handed(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Hidden states, once for each block; positions and masks are those of all blocks, and kept once."""
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor):
+                self.keep(leaf)
+
 
 class _Counter(TorchDispatchMode):
-    def __init__(self, memory: _Memory, tracker: ModuleTracker, names: dict[str, str]) -> None:
+    def __init__(self, memory: _Memory, tracker: ModuleTracker | _Untold, names: dict[str, str]) -> None:
         super().__init__()
         self.memory, self.tracker, self.names = memory, tracker, names
         self.backward = False

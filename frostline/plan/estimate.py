@@ -4,11 +4,11 @@
     seconds  = steps · (FLOPs / rate + bytes moved / bandwidth + update)
 
 Activations, temporaries, FLOPs and bytes moved of the body are counted (:mod:`frostline.plan.meta_model`) for one row and for two:
-they are affine in the rows. Weights in few bits are counted as if they were whole, which keeps the same activations; the time to
-turn them back is left out. The output layer is added by formula, at labelled tokens: its logits live in one buffer
-(kernels/cross_entropy.py), and it takes three products of (tokens × width × vocabulary), two where it is frozen. Frozen weights are
-stored in bf16 on a GPU in bf16, else in fp32, or in few bits where the recipe says so; what learns, its gradient and the
-optimiser's state are fp32.
+they are affine in the rows. ``plan.checkpoint_activations=on`` counts each block's forward pass twice. Weights in few bits are counted
+as if they were whole, which keeps the same activations; the time to turn them back is left out. The output layer is added by formula,
+at labelled tokens: its logits live in one buffer (kernels/cross_entropy.py), and it takes three products of (tokens × width ×
+vocabulary), two where it is frozen. Frozen weights are stored in bf16 on a GPU in bf16, else in fp32, or in few bits where the recipe
+says so; what learns, its gradient and the optimiser's state are fp32.
 """
 
 from __future__ import annotations
@@ -130,17 +130,17 @@ class _Costs:
 class _Counts:
     """Counted networks. The advice asks about the same one again and again: in few bits, on other machines."""
 
-    known: dict[tuple[str, torch.dtype], tuple[Model, BodyCount, BodyCount]] = field(default_factory=dict)
-    made: dict[tuple[str, torch.dtype], _Costs] = field(default_factory=dict)
+    known: dict[tuple[str, torch.dtype, bool], tuple[Model, BodyCount, BodyCount]] = field(default_factory=dict)
+    made: dict[tuple[str, torch.dtype, bool], _Costs] = field(default_factory=dict)
 
     def costs(self, wanted: Wanted, target: Target) -> _Costs:
         precision = wanted.precision_on(target)
         target.rate(precision)
         stored = torch.bfloat16 if target.device == "gpu" and precision == "bf16" else torch.float32
-        key, body = (repr(wanted.adapt), stored), (repr(replace(wanted.adapt, base="full")), stored)
+        key, body = ((repr(adapt), stored, wanted.recompute) for adapt in (wanted.adapt, replace(wanted.adapt, base="full")))
         if body not in self.known:
             model = build(Path(wanted.model), wanted.adapt, stored)
-            one, two = (count_body(model, rows=rows, length=wanted.length) for rows in (1, 2))
+            one, two = (count_body(model, rows=rows, length=wanted.length, recompute=wanted.recompute) for rows in (1, 2))
             self.known[body] = model, one, two
         if key not in self.made:
             self.made[key] = _costs(wanted, stored, *self.known[body])
@@ -190,9 +190,20 @@ def _advice(wanted: Wanted, target: Target, counts: _Counts) -> list[Advice]:
     if costs.fit(wanted.batch, target):
         return [_judged(words, change, target, counts) for words, change in changes if change.adapt == wanted.adapt]
     smaller = [_judged("", wanted, target, counts)] if costs.most_rows(target) else []
+    smaller += _computed_again(wanted, target, counts)
     judged = [_judged(words, change, target, counts) for words, change in changes]
     elsewhere = [("", wanted), *(change for change, here in zip(changes, judged, strict=True) if not here.fits)]
     return [*smaller, *judged, *_another_machine(elsewhere, target, counts)]
+
+
+def _computed_again(wanted: Wanted, target: Target, counts: _Counts) -> list[Advice]:
+    """With the blocks computed once more, where that lets more rows in: what stands must fit without any."""
+    costs = counts.costs(wanted, target)
+    if wanted.recompute or sum(costs.fixed.values()) - costs.fixed["activations"] > target.memory_bytes:
+        return []
+    again = replace(wanted, recompute=True)
+    more = counts.costs(again, target).most_rows(target) > costs.most_rows(target)
+    return [_judged("plan.checkpoint_activations=on", again, target, counts)] if more else []
 
 
 def _changes(wanted: Wanted, target: Target) -> list[tuple[str, Wanted]]:

@@ -23,6 +23,7 @@ from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
 from frostline.kernels.lora_linear import fused
 from frostline.kernels.outputs import outputs_of, passing_through
+from frostline.kernels.recompute import recomputing
 from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
@@ -31,6 +32,11 @@ from frostline.tasks.task import Task
 
 TOLERANCE = {"fp32": 1e-4, "int8": 2e-2, "bf16": 5e-2}
 """Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
+
+
+def stored_at(rows: Tensor, source: SplitSource, epoch: int | None) -> Tensor:
+    """Where a store holds these rows: one view of all rows behind the other."""
+    return rows + (epoch or 0) % (source.views or 1) * source.rows
 
 
 @dataclass(kw_only=True)
@@ -61,6 +67,8 @@ class Execution:
     """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
     """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
+    recomputed: list[str] = field(default_factory=list)
+    """Blocks that are computed once more in the backward pass, by their names."""
     micro_batch: int | None = None
     """Rows of a batch that are computed at a time; None: all."""
     line: FrostLine | None = None
@@ -121,11 +129,12 @@ class Execution:
             return True
         count = self.sources[split].rows
         for row in generator(0, epoch, -1, f"prove {split}").permutation(count)[:rows]:
-            batch = self.sources[split].encode(np.array([row]), None)
+            source = self.sources[split]
+            batch = source.encode(np.array([row]), epoch if source.views else None)
             fresh = self.prefix(batch)
             width = batch.inputs["attention_mask"].shape[1] if "attention_mask" in batch.inputs else None
             try:
-                stored = store.read(torch.tensor([row]), width)
+                stored = store.read(stored_at(torch.tensor([row]), source, epoch), width)
             except StoreDamaged as damage:
                 return self._drop(split, str(damage))
             for a, b in zip(fresh, stored, strict=True):
@@ -146,7 +155,7 @@ class Execution:
 
         def encode(rows: np.ndarray, epoch: int | None) -> Batch:
             store = self.stores.get(split)
-            if store is None:  # it was dropped since
+            if store is None or (source.views and epoch is None):  # it was dropped since; it holds no image as it is
                 return source.encode(rows, epoch)
             index = torch.as_tensor(rows)
             if images:
@@ -155,7 +164,8 @@ class Execution:
             else:
                 batch = source.encode(rows, epoch)
             try:
-                batch.border = store.read(index, batch.inputs["attention_mask"].shape[1] if not images else None)
+                width = batch.inputs["attention_mask"].shape[1] if not images else None
+                batch.border = store.read(stored_at(index, source, epoch), width)
             except StoreDamaged as damage:
                 self._drop(split, str(damage))
                 return source.encode(rows, epoch)
@@ -193,7 +203,7 @@ class Execution:
         """Within, what computes in place of the module's own layers."""
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
-        with lora, computing(module, self.blocks), multiplying(module, self.products):
+        with lora, computing(module, self.blocks), multiplying(module, self.products), recomputing(module, self.recomputed):
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

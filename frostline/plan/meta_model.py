@@ -99,13 +99,15 @@ def weight_bytes(model: Model, recipe: AdaptRecipe, stored: torch.dtype) -> int:
     return total
 
 
-def count_body(model: Model, *, rows: int, length: int) -> BodyCount:
-    """What the body takes for ``rows`` of ``length`` tokens. Raises ModelError for a network that cannot run without values."""
+def count_body(model: Model, *, rows: int, length: int, recompute: bool = False) -> BodyCount:
+    """What the body takes for ``rows`` of ``length`` tokens; ``recompute``: its blocks are computed once more in the backward pass.
+
+    Raises ModelError for a network that cannot run without values."""
     blocks = _alike_blocks(model)
     try:
         if len(blocks) <= max(_COUNTED):
-            return _count(model, rows, length)
-        two, three = (_shortened(model, blocks, number, rows, length) for number in _COUNTED)
+            return _count(model, rows, length, recompute)
+        two, three = (_shortened(model, blocks, number, rows, length, recompute) for number in _COUNTED)
     except Exception as error:  # networks fail without values in as many ways as there are networks
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -157,13 +159,17 @@ def _put_lora(model: Model, recipe: AdaptRecipe) -> None:
     let_learn(model, recipe, wrapper.learning_names(model.module))
 
 
-def _count(model: Model, rows: int, length: int) -> BodyCount:
+def _count(model: Model, rows: int, length: int, recompute: bool = False) -> BodyCount:
+    body = cast(Any, model.module).base_model
+    parts = dict(model.module.named_modules())
+    blocks = {parts[name] for name in model.blocks if name in parts} if recompute else set()  # a shortened body has fewer
     ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
 
     def loss(output: Any) -> Tensor:
         return output.last_hidden_state.sum()
 
-    step = count_step(cast(Any, model.module).base_model, {"input_ids": ids, "use_cache": False}, loss=loss)
+    again = [name for name, part in body.named_modules() if part in blocks]
+    step = count_step(body, {"input_ids": ids, "use_cache": False}, loss=loss, recomputed=again)
     return BodyCount(
         flops=step.total_flops,
         moved_bytes=sum(step.moved_bytes.values()),
@@ -172,9 +178,9 @@ def _count(model: Model, rows: int, length: int) -> BodyCount:
     )
 
 
-def _shortened(model: Model, blocks: list[nn.Module], number: int, rows: int, length: int) -> BodyCount:
+def _shortened(model: Model, blocks: list[nn.Module], number: int, rows: int, length: int, recompute: bool) -> BodyCount:
     with _only(model, blocks[:number]):
-        return _count(model, rows, length)
+        return _count(model, rows, length, recompute)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from frostline.plan.passes import (
     allocator,
     cache_prefix,
     channels_last,
+    checkpoint_activations,
     fuse_adapter,
     fuse_blocks,
     label_logits,
@@ -39,7 +40,7 @@ from frostline.plan.passes import (
     prepack_frozen,
     reference,
 )
-from frostline.plan.probe import probe, take_an_empty_step
+from frostline.plan.probe import Probe, probe, take_an_empty_step
 from frostline.recipe import AdaptRecipe, DataRecipe, Recipe
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
@@ -211,18 +212,19 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         execution.pack = False
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
-    parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     resident = resident_bytes()
+    room = memory_limit() + resident
 
-    def peak(rows: int) -> int:
-        return predict_peak_bytes(work, measured.of_rows(rows), resident, execution.workers, stored_bytes=stored)
+    def peak(probed: Probe) -> int:
+        return predict_peak_bytes(work, probed, resident, execution.workers, stored_bytes=stored)
 
-    if (divided := micro_batch.propose(recipe, execution, work.batch, peak, memory_limit() + resident)) is not None:
-        others.append(divided)
-    rows = execution.micro_batch or work.batch
-    needed = measured.of_rows(rows)
+    again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
+    divided = micro_batch.propose(recipe, execution, work.batch, lambda rows: peak(measured.of_rows(rows)), room)
+    others += [made for made in (again, divided) if made]
+    parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
+    needed = measured.of_rows(execution.micro_batch or work.batch)
     disk = (stored or 0) + _run_bytes(data, work)
-    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(rows), disk_bytes=disk, parts=parts)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
     parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored)}
@@ -250,6 +252,7 @@ def _resumed(
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     if rows := settings.get("prepack_frozen"):
         prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
+    execution.recomputed = settings.get("checkpoint_activations", {}).get("blocks", [])
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
@@ -325,6 +328,7 @@ def _work(recipe: Recipe, model: Model, sources: dict[str, SplitSource]) -> Work
         learning=learning,
         optimizer=recipe.train.optimizer,
         ema=recipe.train.ema is not None,
+        views=train.views or 1,
         workers=_workers(recipe),
         checkpoint_bytes=kept + learning * 4 * (STATE_TENSORS[recipe.train.optimizer] + (recipe.train.ema is not None)),
         model_bytes=weights,

@@ -73,7 +73,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
-            heavy = _heavy_rows(execution, batch)
+            heavy = heaviest_rows(execution, batch)
             heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
             longest = replace(heavy, border=None)
         scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
@@ -118,11 +118,12 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
     return source.encode(rows[spread(len(rows), affordable)], None)
 
 
-def _heavy_rows(execution: Execution, batch: int) -> Batch:
-    """A few rows of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
+def heaviest_rows(execution: Execution, batch: int) -> Batch:
+    """A few rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
     source = execution.sources["train"]
-    assert source.lengths is not None, "only texts have lengths"
-    rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
+    rows = np.arange(source.rows)
+    if source.lengths is not None:
+        rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
     heavy = source.encode(rows[spread(len(rows), 3)], None)
     if execution.line is not None:
         heavy.border = tuple(execution.prefix(heavy))

@@ -21,7 +21,7 @@ METHODS = ("lora", "full")
 _OF_LORA = ("rank", "dropout", "targets", "rank_pattern", "dora", "init", "modules_to_save", "base")
 _COUNTED = (
     "model.name", "data.max_length", "data.limit",
-    "train.epochs", "train.batch", "train.accumulate", "train.optimizer", "train.precision",
+    "train.epochs", "train.batch", "train.accumulate", "train.optimizer", "train.precision", "plan.checkpoint_activations",
     "adapt.method", *(f"adapt.{name}" for name in _OF_LORA),
 )  # fmt: skip
 _COSTS_NOTHING = (
@@ -60,6 +60,8 @@ class Wanted:
     precision: str = TrainRecipe.precision
     """``auto``: the faster one on the machine."""
     optimizer: str = TrainRecipe.optimizer
+    recompute: bool = False
+    """Whether all blocks are computed once more in the backward pass."""
 
     def precision_on(self, target: Target) -> str:
         """The precision there, ``auto`` settled."""
@@ -69,6 +71,7 @@ class Wanted:
         """What is counted, as it is typed."""
         adapt, usual = self.adapt, AdaptRecipe()
         changed = [f"adapt.{name}={getattr(adapt, name)}" for name in _OF_LORA if getattr(adapt, name) != getattr(usual, name)]
+        changed += ["plan.checkpoint_activations=on"] if self.recompute else []
         return " ".join([
             f"adapt={adapt.method}", *changed, f"train.batch={self.batch} train.accumulate={self.accumulate}",
             f"train.epochs={self.epochs} train.precision={self.precision} train.optimizer={self.optimizer}",
@@ -94,6 +97,7 @@ def from_recipe(recipe: Recipe, *, rows: int | None = None, labelled: float = 1.
         model=recipe.model.name, adapt=adapt, rows=rows if rows is not None else recipe.data.limit or ROWS, labelled=labelled,
         batch=recipe.train.batch, accumulate=recipe.train.accumulate, length=recipe.data.max_length or LENGTH,
         epochs=recipe.train.epochs, precision=recipe.train.precision, optimizer=recipe.train.optimizer,
+        recompute=recipe.plan.checkpoint_activations == "on",
     )  # fmt: skip
     check(wanted)
     return wanted

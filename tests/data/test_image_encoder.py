@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_training_rows_do_not_depend_on_the_batch(table: pa.Table) -> None:
     assert torch.equal(encode(np.arange(5), None).inputs["pixel_values"], plain)
     still = image_encoder(table, SCHEMA, IMAGENET, max_pixels=MANY, augment=AugmentRecipe(rescale=1 / 255, fill="reflect"))
     assert torch.equal(still(np.arange(5), 3).inputs["pixel_values"], plain)
+
+
+def test_views_are_taken_in_turn(table: pa.Table) -> None:
+    recipe = AugmentRecipe(rotation=20.0, horizontal_flip=True)
+    anew, in_turn = (
+        image_encoder(table, SCHEMA, IMAGENET, max_pixels=MANY, augment=dataclasses.replace(recipe, views=views), seed=5)
+        for views in (None, 3)
+    )
+    for epoch in range(7):
+        assert torch.equal(in_turn(np.arange(5), epoch).inputs["pixel_values"], anew(np.arange(5), epoch % 3).inputs["pixel_values"])
+    assert not torch.equal(anew(np.arange(5), 3).inputs["pixel_values"], anew(np.arange(5), 0).inputs["pixel_values"])
 
 
 def test_labels_of_each_target(table: pa.Table) -> None:

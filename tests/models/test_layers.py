@@ -16,9 +16,10 @@ def test_the_example_is_the_network_it_says() -> None:
     torch.manual_seed(0)
     built, shape = build_layers(EXAMPLE, (3, 28, 28))
     torch.manual_seed(0)
-    by_hand = nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 14 * 14, 256), nn.ReLU(), nn.Dropout(0.5)
-    )
+    conv, dense = nn.Conv2d(3, 64, 3, padding=1), nn.Linear(64 * 14 * 14, 256)
+    nn.init.xavier_uniform_(dense.weight)
+    nn.init.zeros_(dense.bias)
+    by_hand = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), dense, nn.ReLU(), nn.Dropout(0.5))
     pixels = torch.randn(2, 3, 28, 28)
     assert [type(layer) for layer in built] == [type(layer) for layer in by_hand]
     assert shape == (256,)

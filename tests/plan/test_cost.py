@@ -54,6 +54,17 @@ def test_uncached():
     )
 
 
+def test_cached_in_views():
+    """Each view of a training row is stored; an epoch reads one of them."""
+    once, thrice = (
+        predict_seconds(dataclasses.replace(WORK, views=v), PROBE, MACHINE, stored_bytes=size) for v, size in [(1, 12e8), (3, 32e8)]
+    )
+    changed = {"frozen prefix": 320 * 0.05, "read and encode": 320 * 0.008 / 4, "write store": 3.2 / 0.5}
+    assert thrice == pytest.approx({**once, **changed})
+    uncached = predict_seconds(dataclasses.replace(WORK, views=3), PROBE, MACHINE, stored_bytes=None)
+    assert uncached == predict_seconds(WORK, PROBE, MACHINE, stored_bytes=None)
+
+
 def test_cached():
     parts = predict_seconds(WORK, PROBE, MACHINE, stored_bytes=10**9)
     assert parts == pytest.approx(

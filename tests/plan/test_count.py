@@ -140,3 +140,19 @@ def test_llama_70b_takes_seconds_and_little_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
     body = 80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
     assert count.flops[FORWARD]["gemm"] / (2 * body * 2048) == pytest.approx(1, abs=0.01)
+
+
+def test_blocks_that_are_computed_once_more() -> None:
+    """They keep what they are handed; their forward products are counted twice, and what one keeps is there while it is computed."""
+    inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long), "use_cache": False}
+    module = with_lora(llama(layers=4, device="meta"))
+    plain, again = (count_step(module, inputs, loss=total, recomputed=names) for names in ([], [f"layers.{i}" for i in range(4)]))
+    hidden, block = 2 * 64 * 64 * 4, plain.saved_bytes / 4
+    assert 4 * hidden <= again.saved_bytes < 6 * hidden + 64 * 64 * 4 < 0.5 * plain.saved_bytes
+    assert again.peak_bytes < 0.6 * plain.peak_bytes and again.peak_bytes > again.saved_bytes + 0.8 * block
+    forward = {kind: plain.flops[FORWARD][kind] for kind in ("gemm", "attention")}
+    assert again.flops[FORWARD] == plain.flops[FORWARD] and again.flops[WEIGHT] == plain.flops[WEIGHT]
+    for kind, count in forward.items():
+        assert again.flops[INPUT][kind] - plain.flops[INPUT][kind] == pytest.approx(
+            count, rel=0.2
+        )  # the last product of each is not needed

@@ -127,6 +127,17 @@ def test_what_is_said_to_fit_fits(tmp_path: Path, adapt: AdaptRecipe, share: flo
         assert again.seconds == pytest.approx(advice.seconds)
 
 
+def test_computing_blocks_once_more_lets_longer_rows_in(tmp_path: Path) -> None:
+    wanted = Wanted(model=config(tmp_path, {**LARGE, "num_hidden_layers": 16}), adapt=LORA, batch=2, length=8192, precision="bf16")
+    plain, again = (estimate(replace(wanted, recompute=recompute), H200) for recompute in (False, True))
+    assert again.bytes["weights"] == plain.bytes["weights"] and again.total_bytes < 0.7 * plain.total_bytes
+    assert 1.2 < again.flops / plain.flops < 1.6 and "plan.checkpoint_activations=on" in str(again)
+    here = replace(H200, memory_bytes=again.total_bytes)
+    assert not estimate(wanted, here).fits
+    advice = next(one for one in estimate(wanted, here).advice if one.what == "plan.checkpoint_activations=on")
+    assert (advice.fits, advice.total_bytes, advice.seconds) == (True, again.total_bytes, again.seconds)
+
+
 def test_the_smallest_machine_that_would_do_is_named(tmp_path: Path) -> None:
     wide = {**LARGE, "num_hidden_layers": 3, "hidden_size": 16_384, "intermediate_size": 98_304}
     wanted = Wanted(model=config(tmp_path, wide), adapt=LORA, batch=1, length=64, precision="bf16")

@@ -48,6 +48,14 @@ def test_many_blocks_are_no_other_than_four(tmp_path: Path) -> None:
     assert count_body(model, rows=2, length=16) == meta_model._count(model, 2, 16)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_blocks_that_are_computed_once_more(tmp_path: Path, kind: str) -> None:
+    model = build(config(tmp_path, {**SMALL, "num_hidden_layers": 7, "model_type": kind}), AdaptRecipe(method="lora"), torch.bfloat16)
+    plain, again = (count_body(model, rows=2, length=32, recompute=recompute) for recompute in (False, True))
+    assert again == meta_model._count(model, 2, 32, recompute=True)
+    assert again.saved_bytes < 0.3 * plain.saved_bytes and 1.2 * plain.flops < again.flops < 1.6 * plain.flops
+
+
 @pytest.mark.parametrize(("change", "recipe"), [
     ({}, AdaptRecipe(method="lora", rank_pattern={"layers.2.mlp.up_proj": 32})),
     ({}, AdaptRecipe(method="lora", targets=["layers.1.*.q_proj"])),

@@ -1,8 +1,8 @@
 """cache_prefix: run the frozen prefix once, store its outputs, and train on them.
 
-Condition: a frost line, and nothing random before it (augmentation changes the pixels every epoch). Saving: E - 1 of E
-passes through the prefix. Exact: the stored numbers are those that the prefix gives, up to the rounding of other batch
-sizes. Taken only where reading the store is predicted to cost less than running the prefix.
+Condition: a frost line, and nothing new before it in every epoch (augmentation changes the pixels, unless the recipe asks for k
+views in turn). Saving: E - 1 (E - k) of E passes through the prefix. Exact: the stored numbers are those that the prefix gives, up
+to the rounding of other batch sizes. Taken only where reading the store is predicted to cost less than running the prefix.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from frostline.data.preprocess import TextPreprocess
 from frostline.models.model import Card, Model
 from frostline.plan.cost import Work, predict_seconds
 from frostline.plan.decision import Decision
-from frostline.plan.execution import TOLERANCE, Execution
+from frostline.plan.execution import TOLERANCE, Execution, stored_at
 from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import Machine
 from frostline.plan.probe import Probe, prefix_rows
@@ -32,9 +32,7 @@ CACHED_SPLITS = ("train", "validation")
 
 def stored_bytes(line: FrostLine, sources: dict[str, SplitSource]) -> int:
     """Disk that the stores of the splits which are read every epoch take."""
-    return sum(
-        store_bytes(line.border, source.rows, int(_offsets(source)[-1])) for name, source in sources.items() if name in CACHED_SPLITS
-    )
+    return sum(store_bytes(line.border, *_sizes(source)) for name, source in sources.items() if name in CACHED_SPLITS)
 
 
 def find_line(recipe: Recipe, execution: Execution) -> Decision | None:
@@ -58,8 +56,13 @@ def _never(recipe: Recipe, execution: Execution) -> str | None:
     """Why nothing could be cached wherever the line is."""
     if recipe.plan.cache == "off":
         return "switched off in the recipe"
-    if recipe.data.augment.random:
-        return "images are augmented anew every epoch, so the frozen part sees other pixels each time"
+    augment = recipe.data.augment
+    if augment.random and augment.views is None:
+        return (
+            "images are augmented anew every epoch, so the frozen part sees other pixels each time; data.augment.views=3 would store three"
+        )
+    if augment.mixup or augment.cutmix:
+        return "images are mixed with others of their batch, which are others in every epoch"
     if recipe.adapt.method == "gradual":
         return "the frost line moves while blocks thaw"
     if execution.task.sequences > 1:
@@ -94,7 +97,8 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
     if recipe.plan.cache == "auto" and cached >= 0.97 * plain:
         return _decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
     where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
-    return _decide(True, f"the frozen part runs once instead of {work.epochs} times", plain - cached, where)
+    runs = "once" if work.views == 1 else f"once for each of {work.views} views"
+    return _decide(True, f"the frozen part runs {runs} instead of {work.epochs} times", plain - cached, where)
 
 
 def _decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:
@@ -114,8 +118,15 @@ def _proof_batch(execution: Execution) -> Batch:
 
 
 def _offsets(source: SplitSource) -> torch.Tensor:
-    lengths = np.ones(source.rows, dtype=np.int64) if source.lengths is None else np.asarray(source.lengths, dtype=np.int64)
+    rows = source.rows * (source.views or 1)
+    lengths = np.ones(rows, dtype=np.int64) if source.lengths is None else np.asarray(source.lengths, dtype=np.int64)
     return torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _sizes(source: SplitSource) -> tuple[int, int]:
+    """Rows and tokens that a store of this split holds."""
+    offsets = _offsets(source)
+    return len(offsets) - 1, int(offsets[-1])
 
 
 def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Callable[[], None] = lambda: None) -> int:
@@ -134,11 +145,13 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
             continue
         source = execution.sources[split]
         about = _preprocess_key(execution.model.card, recipe.data) + " ".join([execution.precision, *execution.lowered])
+        if source.views:
+            about += repr((recipe.data.augment, recipe.seed))
         key = store_key(line, _row_names(source), weights, about)
         offsets = _offsets(source)
-        store = open_store(key, line.border, source.rows, offsets)
+        store = open_store(key, line.border, len(offsets) - 1, offsets)
         if store is None:
-            store = create_store(key, line.border, source.rows, offsets, recipe.plan.cache_limit_gb * 1e9)
+            store = create_store(key, line.border, len(offsets) - 1, offsets, recipe.plan.cache_limit_gb * 1e9)
             try:
                 ran += _fill(execution, split, store, quiet, between)
                 store.finish({"split": split, "rows": source.rows})
@@ -152,19 +165,21 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
 def _fill(execution: Execution, split: str, store: PrefixStore, quiet: bool, between: Callable[[], None]) -> int:
     source, there = execution.sources[split], store.stored().numpy()
     batches = plain_batches(source.rows, prefix_rows(source), source.lengths)
-    missing = [rows for rows in batches if not there[rows].all()]
-    count = sum(len(rows) for rows in missing)
-    if count < source.rows:
-        before, rows = (f"{number:,}".replace(",", " ") for number in (source.rows - count, source.rows))
+    views = range(source.views or 1)
+    missing = {view: [rows for rows in batches if not there[view * source.rows + rows].all()] for view in views}
+    count, total = sum(len(rows) for of_view in missing.values() for rows in of_view), len(there)
+    if count < total:
+        before, rows = (f"{number:,}".replace(",", " ") for number in (total - count, total))
         execution.say(f"frozen part, {split}: {before} of {rows} rows were stored before")
     if store.lock is None:
         execution.say(f"frozen part, {split}: another process stores the same rows; this one makes a copy, kept only once it is whole")
-    with progress(total=source.rows, label=f"frozen part, {split}", quiet=quiet) as bar:
-        bar.update(source.rows - count)
-        for batch in load(source.encode, missing, None, execution.workers):
-            store.write(batch.rows, execution.prefix(batch))
-            bar.update(len(batch.rows))
-            between()
+    with progress(total=total, label=f"frozen part, {split}", quiet=quiet) as bar:
+        bar.update(total - count)
+        for view, of_view in missing.items():
+            for batch in load(source.encode, of_view, view if source.views else None, execution.workers):
+                store.write(stored_at(batch.rows, source, view), execution.prefix(batch))
+                bar.update(len(batch.rows))
+                between()
     return count
 
 

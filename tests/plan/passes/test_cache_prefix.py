@@ -71,6 +71,53 @@ def test_the_cached_run_equals_the_plain_one(name, adapt, request, tmp_path, uns
         torch.testing.assert_close(weight, weights["off"][key], rtol=1e-3, atol=1e-5)
 
 
+class TestViews:
+    """Images that are seen in k random views, which are stored one behind the other."""
+
+    def made(self, digits, folder, **options):
+        data = first_rows(digits, 20)
+        data.recipe["augment"] = {"rotation": 20.0, "views": 2}
+        return plan(cnn(data, depth=2), data, folder, **{"adapt": "head", "batch": 8, "epochs": 5, "cache": "on", **options})
+
+    def test_the_cached_run_equals_the_plain_one(self, digits, tmp_path, unsaved):
+        runs = {cache: self.made(digits, tmp_path / cache, cache=cache) for cache in ("on", "off")}
+        losses = {cache: [line["loss"] for line in fl.train(made, quiet=True).records()] for cache, made in runs.items()}
+        assert [made.decision("cache_prefix") for made in runs.values()] == [True, False]
+        assert losses["on"] == pytest.approx(losses["off"], rel=1e-4) and len(losses["on"]) == 5 * (3 + 1)
+        stores, decision = runs["on"].execution.stores, runs["on"].decisions[0]
+        assert stores["train"].sums.shape[0] == 2 * 20 and stores["validation"].sums.shape[0] == 20
+        assert decision.why == "the frozen part runs once for each of 2 views instead of 5 times"
+
+    def test_each_view_is_proved_by_itself(self, digits, tmp_path):
+        execution = (made := self.made(digits, tmp_path / "run")).execution
+        assert fill_stores(made.recipe, execution, quiet=True) == 2 * 20 + 20
+        assert all(execution.prove("train", rows=20, epoch=epoch) for epoch in range(3))
+        first, second = execution.stores["train"].arrays[0][:20], execution.stores["train"].arrays[0][20:]
+        assert not torch.equal(first, second)
+        second.copy_(first)
+        execution.stores["train"].sums[20:] = execution.stores["train"].sums[:20]
+        assert execution.prove("train", rows=20, epoch=2) and not execution.prove("train", rows=20, epoch=3)
+
+    def test_without_an_epoch_a_row_is_as_it_is(self, digits, tmp_path):
+        execution = (made := self.made(digits, tmp_path / "run")).execution
+        fill_stores(made.recipe, execution, quiet=True)
+        assert execution.encoder("train")(np.arange(3), None).border is None
+        assert execution.encoder("train")(np.arange(3), 4).border is not None
+
+    def test_other_views_are_stored_apart(self, digits, tmp_path):
+        made = self.made(digits, tmp_path / "run")
+        assert [fill_stores(made.recipe, made.execution, quiet=True) for _ in range(2)] == [60, 0]
+        other = self.made(digits, tmp_path / "other")
+        other.recipe = other.recipe.with_values({"data.augment.rotation": 10.0})
+        assert fill_stores(other.recipe, other.execution, quiet=True) == 40
+
+    def test_mixed_images_are_not_stored(self, digits, tmp_path):
+        data = first_rows(digits, 20)
+        data.recipe["augment"] = {"mixup": 0.2, "views": 2}
+        decision = plan(cnn(data, depth=2), data, tmp_path / "run", adapt="head", cache="on").decisions[0]
+        assert not decision.on and "mixed with others of their batch" in decision.why
+
+
 def test_with_last_the_border_lies_inside_the_network(digits, tmp_path):
     model = fl.load("vgg11", data=digits, size=32)
     made = plan(model, first_rows(digits, 12), tmp_path / "run", adapt="last 2", cache="on")
