@@ -19,6 +19,7 @@ from frostline.adapt.quantize import QuantizedLinear
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
+from frostline.kernels.large_blocks import free_bytes
 from frostline.models.model import Model
 from frostline.plan.cost import STATE_TENSORS, Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds
 from frostline.plan.decision import Decision
@@ -213,10 +214,10 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     resident = resident_bytes()
-    room = memory_limit() + resident
+    room, occupied = memory_limit() + resident, resident - free_bytes()
 
     def peak(probed: Probe) -> int:
-        return predict_peak_bytes(work, probed, resident, execution.workers, stored_bytes=stored)
+        return max(resident, predict_peak_bytes(work, probed, occupied, execution.workers, stored_bytes=stored))
 
     again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
     divided = micro_batch.propose(recipe, execution, work.batch, lambda rows: peak(measured.of_rows(rows)), room)
@@ -244,7 +245,7 @@ def _resumed(
     channels_last.lay_out(execution, "channels_last" in on)
     execution.precision = "bf16" if "bf16" in on else "fp32"
     if "allocator" in on:
-        allocator.keep_freed_memory()
+        allocator.propose(recipe)
     execution.pack = "pack" in on
     execution.fused = "fuse_adapter" in on
     if "fuse_blocks" in on:

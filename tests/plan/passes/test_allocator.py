@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from frostline.kernels import large_blocks
 from frostline.plan.passes import allocator
 from frostline.recipe import PlanRecipe, Recipe
 
@@ -33,11 +34,27 @@ def forbidden(name: Any) -> Any:
     raise AssertionError("the C library was opened")
 
 
+@pytest.fixture(autouse=True)
+def no_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "use_large_blocks", lambda: "there is no C++ compiler")
+
+
 @pytest.mark.skipif(not GLIBC, reason="another C library")
 def test_here() -> None:
     decision = allocator.propose(Recipe())
     assert decision is not None and decision.on and decision.exact and decision.what == "allocator"
-    assert "not paged in again" in decision.why and allocator.keep_freed_memory()
+    assert decision.why.endswith("at every step; they are not joined to larger ones, for there is no C++ compiler")
+    assert allocator.keep_freed_memory()
+
+
+def test_with_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "use_large_blocks", lambda: None)
+    decision = allocator.propose(Recipe())
+    assert decision is not None and decision.on and decision.why.endswith("joined to what the next tensors need")
+    monkeypatch.setattr(allocator, "keep_freed_memory", lambda: False)  # another C library
+    assert allocator.propose(Recipe()).on  # type: ignore[union-attr]
+    monkeypatch.setattr(allocator, "use_large_blocks", large_blocks.use_large_blocks)
+    assert allocator.propose(OFF) and not allocator.propose(OFF).on  # type: ignore[union-attr]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="not Linux")
