@@ -7,7 +7,8 @@ A run of E epochs over N training and V validation rows, in batches of B, with a
 
 (where training takes k random views of each row in turn, the store is made of k · N + V rows) and on both roads E checkpoints, the
 proof of a stored row in each epoch, and the saved model, which is read back and compared.
-``encode`` runs in threads beside the computation but on the same cores, so its seconds are divided by the cores.
+``encode`` runs in threads beside the computation but on the same cores. A product that all cores work on waits for the one that a
+thread has taken, so its seconds are divided by half of the cores only.
 
 Memory is highest while the saved model is read back, into memory that the steps had taken (activations, temporaries, batches that
 wait), with the file's pages beside it.
@@ -31,6 +32,8 @@ _HASHED_PER_SECOND = 0.8e9
 """Bytes, by blake2b, of each core."""
 _BUILDING = 0.2
 """Seconds to make the network that is read into."""
+_RUNNING = 50e6
+"""Bytes of what a run has beside tensors and the plan has not yet: modules, threads, open files; about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,9 @@ class Cost:
 
 
 def update_seconds(work: Work, machine: Machine) -> float:
-    """One optimiser step: every learning number, its gradient and its state are read and written once."""
-    tensors = 4 + 2 * STATE_TENSORS[work.optimizer] + 2 * work.ema
+    """One optimiser step: every learning number and its state are read and written once; its gradient is divided (read and written), its
+    norm taken, read and cleared."""
+    tensors = 7 + 2 * STATE_TENSORS[work.optimizer] + 2 * work.ema
     return work.learning * 4 * tensors / (machine.memory_gb_per_s * 1e9)
 
 
@@ -87,7 +91,7 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
     }
     stored = work.views * work.train_rows + work.validation_rows
     through = work.epochs * rows if stored_bytes is None else stored
-    parts["read and encode"] = through * probe.encode_row / max(1, min(work.workers, machine.cores))
+    parts["read and encode"] = through * probe.encode_row / max(1, min(work.workers, machine.cores) / 2)
     parts["frozen prefix"] = through * probe.prefix_row
     if stored_bytes is not None:
         parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)
@@ -110,7 +114,7 @@ def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *,
     """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
     step = probe.saved_bytes + passing_bytes(probe, workers)
-    return resident + state + max(step, work.model_bytes) + work.model_bytes + mapped_bytes(stored_bytes)
+    return resident + int(_RUNNING) + state + max(step, work.model_bytes) + work.model_bytes + mapped_bytes(stored_bytes)
 
 
 def passing_bytes(probe: Probe, workers: int) -> int:

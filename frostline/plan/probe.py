@@ -5,6 +5,7 @@ What is measured is one batch before the frost line and one after it; the rest i
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -69,10 +70,11 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
-        width, heaviest, heavy, longest = 1.0, 1.0, sample, few
+        width, bend, heaviest, heavy, longest = 1.0, 1.0, 1.0, sample, few
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
+            bend = _bend(execution, loss, batch, positions)
             heavy = heaviest_rows(execution, batch)
             heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
             longest = replace(heavy, border=None)
@@ -82,9 +84,9 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         result = Probe(
             batch=batch,
             encode_row=encode_row,
-            prefix_row=width * prefix_row,
-            step=scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
-            forward=scale * width * usual_seconds(lambda: _forward(execution, sample)),
+            prefix_row=bend * width * prefix_row,
+            step=bend * scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
+            forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample)),
             saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
             transient_bytes=int(at_a_time * heaviest * _transient_bytes(execution, longest) / len(longest.rows)),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
@@ -128,6 +130,32 @@ def heaviest_rows(execution: Execution, batch: int) -> Batch:
     if execution.line is not None:
         heavy.border = tuple(execution.prefix(heavy))
     return heavy
+
+
+def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray) -> float:
+    """How many times as long an epoch takes as its batch of middling length would have it.
+
+    A batch of long rows takes more than in proportion, for attention and where its numbers no longer fit in a cache, and so does a
+    light one, for its calls. One of middling length, the lightest, the heaviest and one between are timed, as far as they are
+    affordable, and the seconds of the others lie on straight lines between these.
+    """
+    source = execution.sources["train"]
+    assert source.lengths is not None, "only texts have lengths"
+    rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)
+    middle, most = float(positions.mean()), float(positions.max())
+    known: dict[float, float] = {}
+    for wanted in (middle, float(positions.min()), (middle * most) ** 0.5, most):
+        index = int(np.abs(positions - wanted).argmin())
+        size = float(positions[index])
+        if size in known or (known and max(known.values()) * size / max(known) > _SECONDS):
+            continue
+        made = source.encode(rows[index], None)
+        if execution.line is not None:
+            made.border = tuple(execution.prefix(made))
+        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04)
+    usual, sizes = next(iter(known)), sorted(known)
+    each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
+    return float(each.sum() / (positions.sum() * known[usual] / usual))
 
 
 def prefix_rows(source: SplitSource) -> int:
