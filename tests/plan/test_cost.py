@@ -71,7 +71,7 @@ def test_cached():
     assert parts == pytest.approx(
         {
             "step": 6.0,
-            "update": 0.03,
+            "update": 0.04125,
             "validation": 0.6,
             "read and encode": 120 * 0.008 / 2,
             "frozen prefix": 120 * 0.05,
