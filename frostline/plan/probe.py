@@ -74,7 +74,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
-            bend = _bend(execution, loss, batch, positions)
+            if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
+                bend = _bend(execution, loss, batch, positions)
             heavy = heaviest_rows(execution, batch)
             heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
             longest = replace(heavy, border=None)

@@ -10,6 +10,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.data.loader import epoch_batches, spread
+from frostline.plan import probe as probe_module
 from frostline.plan.probe import _positions, _positions_of_row, _repeated, _saved_bytes, probe
 from tests.plan.small import bert_with_lora
 from tests.train.small import cnn, first_rows, plan
@@ -128,3 +129,37 @@ def test_what_is_computed_of_a_batch(texts, tmp_path):
     execution.line = object()  # both parts are measured padded then
     assert _positions(execution, source, 6).tolist() == [len(rows) * source.lengths[rows].max() for rows in batches]
     assert _positions_of_row(execution, sample) == source.lengths[sample.rows].max()
+
+
+def test_an_epoch_of_batches_of_several_lengths(texts, tmp_path, monkeypatch):
+    """In proportion to the tokens nothing is bent; with their square an epoch takes more than its middling batch would have it."""
+    model = fl.load("transformer", data=texts, width=16, depth=1)
+    made = plan(model, texts, tmp_path / "run", adapt="full", pack="off", batch=8)
+    execution, source = made.execution, made.execution.sources["train"]
+    positions = probe_module._positions(execution, source, 8)
+    for power in (1, 2):
+        seen = []
+
+        def seconds(work, budget, power=power, seen=seen):
+            seen.append(work.args[1].inputs["attention_mask"].numel())
+            return float(seen[-1]) ** power
+
+        monkeypatch.setattr(probe_module, "usual_seconds", seconds)
+        monkeypatch.setattr(probe_module, "_SECONDS", 1e12)
+        bend = probe_module._bend(execution, mean_loss, 8, positions)
+        middle = min(positions, key=lambda size: abs(size - positions.mean()))
+        assert seen[0] == middle and {positions.min(), positions.max()} <= set(seen) and len(seen) <= 4
+        exact = (positions.astype(float) ** power).sum() / (positions.sum() * middle ** (power - 1))
+        assert bend == pytest.approx(1) if power == 1 else exact <= bend < 1.3 * exact and bend > 1
+    monkeypatch.setattr(probe_module, "_SECONDS", 0.0)
+    seen.clear()
+    assert probe_module._bend(execution, mean_loss, 8, positions) > 0 and len(seen) == 1, "what is not affordable is not timed"
+
+
+def test_a_part_of_a_batch_is_not_taken_for_the_whole(texts, tmp_path, monkeypatch):
+    """Where a batch takes too long to be tried, none is run whole."""
+    model = fl.load("transformer", data=texts, width=16, depth=1)
+    made = plan(model, texts, tmp_path / "run", adapt="full", pack="off", batch=8)
+    monkeypatch.setattr(probe_module, "_SECONDS", 1e-9)
+    monkeypatch.setattr(probe_module, "_bend", lambda *args: pytest.fail("a whole batch was run"))
+    assert probe(made.execution, mean_loss, 8).step > 0
