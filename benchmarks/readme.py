@@ -43,6 +43,7 @@ TITLES = {
     "kernels_linear": ("Frozen linear layers", "冻结的线性层"),
     "kernels_lora": ("Frozen linear layers with LoRA", "带 LoRA 的冻结线性层"),
     "kernels_convolution": ("Frozen convolutions", "冻结的卷积层"),
+    "step_memory": ("What a training step holds", "一个训练步占用的内存"),
     "planner": ("Predicted against actual", "预测值与实际值"),
     "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
     "startup": ("Start-up", "启动时间"),
