@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from frostline.adapt.freeze import is_frozen
 from frostline.models.model import Model
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import FrostLine, preserved
-from frostline.plan.passes.micro_batch import depends_on_the_batch
+from frostline.plan.passes.micro_batch import depends_on_the_batch, learning_batch_norm
 from frostline.plan.probe import Loss, Probe, heaviest_rows
 from frostline.recipe import Recipe
 
@@ -81,29 +80,25 @@ def propose(
 def can_recompute(model: Model, line: FrostLine | None) -> list[str]:
     """The blocks, by their names, that may be computed a second time by themselves."""
     before = line.names if line is not None else []
-    return [name for name in dict.fromkeys(model.blocks) if not _touched(name, before) and not _counts(model.module.get_submodule(name))]
+    names = [name for name in dict.fromkeys(model.blocks) if not _touched(name, before)]
+    return [name for name in names if learning_batch_norm(model.module.get_submodule(name)) is None]
 
 
 def _touched(block: str, before: list[str]) -> bool:
     return any(block == name or name.startswith(f"{block}.") or block.startswith(f"{name}.") for name in before)
 
 
-def _counts(block: nn.Module) -> bool:
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) and not is_frozen(part) for part in block.modules())
-
-
 def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -> dict[str, Block]:
     """What each block keeps of the heaviest batch, and its seconds in a usual one: its shares of what the probe has found for all."""
     module, batch = execution.model.module, heaviest_rows(execution, measured.batch)
-    kept: dict[str, dict[int, int]] = {name: {} for name in names}
-    elsewhere: dict[int, int] = {}
+    found: dict[int, tuple[str, int]] = {}  # each storage once: the block that kept it first, "" for none, and its bytes
     handed, seconds, inside = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0), [""]
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters and not any(storage.data_ptr() in found for found in (elsewhere, *kept.values())):
-            (kept[inside[-1]] if inside[-1] else elsewhere)[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in parameters:
+            found.setdefault(storage.data_ptr(), (inside[-1], storage.nbytes()))
         return tensor
 
     def enter(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
@@ -131,15 +126,15 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
             for handle in handles:
                 handle.remove()
     whole = time.perf_counter() - began
-    total = max(1, sum(elsewhere.values()) + sum(sum(found.values()) for found in kept.values()))
     del result
-    scale = measured.saved_bytes / total
+    kept = dict.fromkeys(["", *names], 0)
+    for name, size in found.values():
+        kept[name] += size
+    scale = measured.saved_bytes / max(1, sum(kept.values()))
     return {
-        name: Block(
-            saved=int(scale * sum(kept[name].values())), kept=int(scale * handed[name]), seconds=measured.forward * seconds[name] / whole
-        )
+        name: Block(saved=int(scale * kept[name]), kept=int(scale * handed[name]), seconds=measured.forward * seconds[name] / whole)
         for name in names
-    }  # fmt: skip
+    }
 
 
 def cheapest(seconds: dict[str, float], freed: dict[str, int], needed: int) -> list[str]:

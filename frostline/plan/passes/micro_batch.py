@@ -40,11 +40,14 @@ def depends_on_the_batch(recipe: Recipe, execution: Execution) -> str | None:
         return "the rows of a batch are compared with each other"
     if augment.mixup or augment.cutmix:
         return "images are mixed with others of their batch"
-    parts = execution.model.module.named_modules()
-    norm = next((name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and not is_frozen(part)), None)
-    if norm is not None:
-        return f"the batch norm {norm!r} learns from whole batches"
-    return None
+    norm = learning_batch_norm(execution.model.module)
+    return None if norm is None else f"the batch norm {norm!r} learns from whole batches"
+
+
+def learning_batch_norm(module: nn.Module) -> str | None:
+    """The name of the first batch norm that averages what passes through it."""
+    parts = module.named_modules()
+    return next((name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and not is_frozen(part)), None)
 
 
 def pieces(rows: np.ndarray, micro_batch: int | None) -> list[np.ndarray]:
