@@ -11,8 +11,8 @@ linear  a frozen linear layer, forward and the gradient that passes through, in 
 lora    a frozen linear layer with a LoRA update of rank 16, forward and back to input and factors: ``lora_linear``, plain and with a
         packed weight, against ``F.linear`` and two products written out.
 
-convolution  a frozen convolution of VGG16 at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16, and int8 with
-        the quantising of what comes in.
+convolution  a frozen convolution of VGG16 and its ReLU at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16,
+        int8 with the quantising of what comes in, and int8 as a link of a chain, from steps to steps.
 
 Ways in bf16 are left out where the machine multiplies fp32 faster. A cell is the median over the processes of the shortest time in
 each. About three minutes in all on two cores.
@@ -218,7 +218,7 @@ def lora(way: str, quick: bool) -> dict[str, Any]:
     return found
 
 
-CONVOLUTIONS = ["F.conv2d fp32", "F.conv2d bf16", "int8"]
+CONVOLUTIONS = ["F.conv2d fp32", "F.conv2d bf16", "int8", "int8 in a chain"]
 
 
 def convolution(way: str, quick: bool) -> dict[str, Any]:
@@ -226,6 +226,7 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
     from torch import nn
 
     from frostline.kernels.int8_convolution import Int8Convolution
+    from frostline.kernels.int8_product import largest_activation
     from frostline.plan.machine import best_seconds
 
     dtype = torch.bfloat16 if way.endswith("bf16") else torch.float32
@@ -235,10 +236,17 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
             torch.manual_seed(0)
             layer = nn.Conv2d(inputs, outputs, 3, padding=1).to(memory_format=torch.channels_last)
             x = torch.randn(IMAGES, inputs, size, size).relu_().contiguous(memory_format=torch.channels_last)
-            exact = layer(x)
+            exact = layer(x).relu_()
             product, given, cast = Int8Convolution(layer, low=0.0, high=float(x.max())), x.to(dtype), copy.deepcopy(layer).to(dtype)
-            run = (lambda: product.forward(x, layer.bias)) if way == "int8" else (lambda: cast(given))  # noqa: B023
-            found[f"{inputs} to {outputs}, {size} x {size}"] = {"ms": 1e3 * best_seconds(run), "error": _error(run(), exact.double())}
+            after = Int8Convolution(nn.Conv2d(outputs, 1, 1), low=0.0, high=float(exact.max()))
+            steps = product.steps(x)
+            runs = {
+                "int8": lambda: product.forward(x, layer.bias).relu_(),  # noqa: B023
+                "int8 in a chain": lambda: product.of_steps(steps, layer.bias, after, relu=True),  # noqa: B023
+            }
+            run = runs.get(way, lambda: cast(given).relu_())  # noqa: B023
+            y = run() * (float(exact.max()) / largest_activation() if way == "int8 in a chain" else 1)
+            found[f"{inputs} to {outputs}, {size} x {size}"] = {"ms": 1e3 * best_seconds(run), "error": _error(y, exact.double())}
     return found
 
 

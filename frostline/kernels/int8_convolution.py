@@ -45,12 +45,23 @@ class Int8Convolution(FrozenProduct):
 
     def multiply(self, rows: Tensor, form: Int8Form, bias: Tensor | None) -> Tensor:
         """(images, inputs, height, width) → (images, outputs, …), channels innermost."""
+        return self._convolve(self.steps(rows), form, bias, 1.0, 0, rows.dtype, "none")
+
+    def of_steps(self, steps: Tensor, bias: Tensor | None, to: Int8Convolution | torch.dtype, *, relu: bool) -> Tensor:
+        """Of what :meth:`steps` gives, after ReLU if so: floating-point numbers, or the steps that another convolution takes."""
+        form, function = self._form(transposed=False), "relu" if relu else "none"
+        if isinstance(to, torch.dtype):
+            return self._convolve(steps, form, bias, 1.0, 0, to, function)
+        return self._convolve(steps, form, bias, to._scale, to._zero, torch.uint8, function)
+
+    def _convolve(self, steps: Tensor, form: Int8Form, bias: Tensor | None, scale: float, zero: int, to: torch.dtype, after: str) -> Tensor:
         return torch.ops.onednn.qconv_pointwise(
-            self._quantised(rows), self._scale, self._zero, form.packed, form.scales, form.zeros, None if bias is None else bias.float(),
-            *self._geometry, 1.0, 0, rows.dtype, "none", [], "",
+            steps, self._scale, self._zero, form.packed, form.scales, form.zeros, None if bias is None else bias.float(),
+            *self._geometry, scale, zero, to, after, [], "",
         )  # fmt: skip
 
-    def _quantised(self, images: Tensor) -> Tensor:
+    def steps(self, images: Tensor) -> Tensor:
+        """The unsigned steps of floating-point images, channels innermost."""
         inner = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         values, steps = inner.reshape(-1), torch.empty(inner.numel(), dtype=torch.uint8)
         buffer = torch.empty(min(_NUMBERS, inner.numel()))

@@ -21,6 +21,7 @@ from frostline.data.randomness import generator
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
+from frostline.kernels.int8_chain import chained
 from frostline.kernels.lora_linear import fused
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
@@ -203,7 +204,8 @@ class Execution:
         """Within, what computes in place of the module's own layers."""
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
-        with lora, computing(module, self.blocks), multiplying(module, self.products), recomputing(module, self.recomputed):
+        blocks, recomputed = computing(module, self.blocks), recomputing(module, self.recomputed)
+        with lora, blocks, multiplying(module, self.products), chained(module, self.products), recomputed:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -21,9 +21,10 @@ from frostline.plan.execution import Execution
 from frostline.plan.machine import best_seconds_each
 
 _MOST_ROWS = 2048
-_MOST_IMAGES = 4
+MOST_IMAGES = 4
 """Timed with; more tell nothing new."""
 _SMALLEST = 2**14  # numbers: a smaller weight is multiplied in no time
+_SMALLEST_KERNEL = 2**10  # of a convolution, which multiplies each number at every place of an image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def alike(layers: Iterable[FrozenLayer]) -> dict[str, list[FrozenLayer]]:
 def seconds_now_and_with(item: FrozenLayer, execution: Execution, product: FrozenProduct) -> tuple[float, float]:
     """Of a batch's rows through a layer as it multiplies now, and by a product; of a linear layer that a gradient passes, there and
     back."""
-    rows, dtype = min(item.rows, _MOST_IMAGES if item.convolves else _MOST_ROWS), computed_in(item, execution)
+    rows, dtype = min(item.rows, MOST_IMAGES if item.convolves else _MOST_ROWS), computed_in(item, execution)
     x = torch.randn(rows, *item.row, dtype=dtype)
     if item.convolves and execution.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -148,7 +149,7 @@ def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         for name, part in module.named_modules()
         if (type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)))
         and not part.weight.requires_grad
-        and part.weight.numel() >= _SMALLEST
+        and part.weight.numel() >= (_SMALLEST_KERNEL if type(part) is nn.Conv2d else _SMALLEST)
     }
 
 

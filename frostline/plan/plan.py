@@ -190,8 +190,9 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     take_an_empty_step()
     here = machine()
     kept = allocator.propose(recipe)
-    layout, types = channels_last.propose(recipe, execution), precision.propose(recipe, here)
+    types = precision.propose(recipe, here)
     execution.precision = "bf16" if types.on else "fp32"
+    layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
     fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
     packed = pack.propose(recipe, execution)
     work = _work(recipe, model, execution.sources)

@@ -66,8 +66,9 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         sample = _affordable_sample(execution, few, batch, encode_row)
         prefix_row = 0.0
         if line is not None:
-            prefix_row = usual_seconds(lambda: execution.prefix(sample)) / len(sample.rows)
-            sample.border = tuple(_repeated(tensor, batch) for tensor in execution.prefix(sample))
+            borders: list[list[Tensor]] = []
+            prefix_row = usual_seconds(lambda: borders.append(execution.prefix(sample))) / len(sample.rows)
+            sample.border = tuple(_repeated(tensor, batch) for tensor in borders[0])
             sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, batch)
         width, bend, heaviest, heavy, longest = 1.0, 1.0, 1.0, sample, few

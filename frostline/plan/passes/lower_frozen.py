@@ -1,5 +1,5 @@
 """lower_frozen: multiply with frozen weights in int8: linear layers forward and for the gradient that passes through
-(kernels/int8_product.py), and convolutions that no gradient passes (kernels/int8_convolution.py).
+(kernels/int8_product.py), and convolutions that no gradient passes (kernels/int8_convolution.py, int8_chain.py).
 
 Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
 before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` the layers whose
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor
 
 from frostline.data.loader import Batch, spread
+from frostline.kernels import int8_chain
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import FrozenLayer, alike, form_megabytes, observed, seconds_now_and_with
+from frostline.plan.frozen_layers import MOST_IMAGES, FrozenLayer, alike, computed_in, form_megabytes, observed, seconds_now_and_with
+from frostline.plan.machine import best_seconds_each
 from frostline.recipe import Recipe
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
@@ -52,7 +54,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     if not layers:
         return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
     saved = _seconds_saved(layers, execution, forced=recipe.plan.int8 == "on")
-    chosen = [item for item in layers if item.shape in saved]
+    chosen = [item for item in layers if item.name in saved]
     if not chosen:
         return replace(off, why="no shape of the frozen layers is multiplied faster in int8 on this machine")
     kept, before, after = _within_limit(chosen, execution, loss)
@@ -64,7 +66,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
-        saves_seconds=steps * sum(saved[item.shape] for item in kept), settings={"layers": ranges},
+        saves_seconds=steps * sum(saved[item.name] for item in kept), settings={"layers": ranges},
     )  # fmt: skip
 
 
@@ -88,13 +90,32 @@ def _lowered(item: FrozenLayer) -> FrozenProduct:
 
 
 def _seconds_saved(layers: list[FrozenLayer], execution: Execution, forced: bool) -> dict[str, float]:
-    """What a layer saves in a step, for the shapes that are faster in int8 than as they multiply now."""
-    saved = {}
-    for shape, group in alike(layers).items():
-        now, then = seconds_now_and_with(group[0], execution, _lowered(group[0]))
-        if forced or then < _FASTER * now:
-            saved[shape] = now - then
-    return saved
+    """What a layer saves in a step, by the names of those that are faster in int8 than as they multiply now."""
+    times: dict[str, tuple[float, float]] = {}
+    convolutions = {item.name: item for item in layers if item.convolves}
+    for chain in int8_chain.find(execution.model.module, {name: _lowered(item) for name, item in convolutions.items()}):
+        first, count = convolutions[chain.links[0].name], len(chain.links)
+        now, then = _chain_now_and_lowered(first, chain, execution)
+        times |= {link.name: (now / count, then / count) for link in chain.links}
+    for group in alike(item for item in layers if item.name not in times).values():
+        times |= dict.fromkeys((item.name for item in group), seconds_now_and_with(group[0], execution, _lowered(group[0])))
+    return {name: now - then for name, (now, then) in times.items() if forced or then < _FASTER * now}
+
+
+def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, execution: Execution) -> tuple[float, float]:
+    """Seconds of a batch's images through a chain as it computes now, and in int8; ``first``: its first convolution."""
+    shape = (min(first.rows, MOST_IMAGES), *first.row)
+    images = torch.empty(shape, dtype=computed_in(first, execution)).uniform_(first.low, first.high)
+
+    def plain() -> None:
+        y = images
+        with execution.autocast():
+            for member in chain.members:
+                y = member(y)
+
+    with torch.no_grad():
+        now, then = best_seconds_each([plain, lambda: chain(images)], budget=0.1)
+    return first.rows / len(images) * now, first.rows / len(images) * then
 
 
 def _within_limit(chosen: list[FrozenLayer], execution: Execution, loss: Loss) -> tuple[list[FrozenLayer], float, float]:

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="no fast p
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
+    monkeypatch.setattr(layers_of, "_SMALLEST_KERNEL", 1)
 
 
 def tuned(folder: Path, **options: Any) -> Plan:
@@ -153,6 +154,28 @@ def test_a_run_with_lowered_convolutions_goes_on_as_it_began(
     resumed = stopped_and_resumed(pictures(digits, tmp_path / "stopped", cache=cache), 2, monkeypatch)
     for name, value in saved(whole).items():
         torch.testing.assert_close(saved(resumed)[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_a_chain_up_to_a_border_within_its_sequential(digits: Dataset, tmp_path: Path) -> None:
+    made = pictures(digits, tmp_path, adapt="last 2", cache="on")
+    line = made.execution.line
+    assert line is not None and line.border[-1].call.name.startswith("features.") and len(made.execution.products) == 6
+    assert all(item.dtype.is_floating_point for item in line.border) and len(line.border) == 1
+    run = fl.train(made, quiet=True)
+    assert made.execution.prove("train", rows=5) and all(np.isfinite(epoch["loss"]) for epoch in run.history)
+
+
+def test_chains_are_timed_whole(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(works: Any, budget: float) -> list[float]:
+        for work in works:
+            work()
+        return [2.0, 1.0]
+
+    monkeypatch.setattr(lower_frozen, "best_seconds_each", timed)
+    made = pictures(digits, tmp_path, int8="auto", quality="fast", train={"precision": "fp32"})
+    assert decision(made).on and len(made.execution.products) == 8
+    steps = made.execution.sources["train"].rows / 6
+    assert decision(made).saves_seconds == pytest.approx(6 / 4 * 1.0 * steps, rel=0.01)
 
 
 def test_convolutions_that_a_gradient_passes_are_left_alone(digits: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""Frozen int8 convolutions one behind the other, with ReLU and max-pools between: from one to the next go 8-bit steps.
+
+oneDNN rounds the sums of a convolution to the steps that the next one takes, and cuts them off at zero on the way, so neither
+floating-point images nor passes over them for ReLU and for rounding are needed; rounding keeps the order, so the largest step is the
+step of the largest. What each convolution gets is rounded as if it stood alone.
+
+Found in plain ``nn.Sequential``s only, whose members run one after the other and are read by nobody else: where one has a hook, or
+stands there twice, the chain ends. A member that is called by itself, not by its Sequential, computes as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.int8_convolution import Int8Convolution
+from frostline.kernels.int8_product import largest_activation
+from frostline.kernels.precision import cast, no_autocast
+from frostline.models.model import with_own
+
+
+@dataclass(kw_only=True)
+class Link:
+    """One convolution and what is computed along with it."""
+
+    name: str
+    layer: nn.Conv2d
+    product: Int8Convolution
+    members: list[nn.Module]
+    """The convolution, then ReLU and max-pool where they follow."""
+
+    @property
+    def relu(self) -> bool:
+        return any(type(member) is nn.ReLU for member in self.members)
+
+
+@dataclass(kw_only=True)
+class Chain:
+    """Links of one Sequential; called, it gives what its members would, one after the other."""
+
+    sequential: nn.Sequential
+    links: list[Link]
+    running: bool = False
+    """Whether the Sequential is being called as a whole."""
+
+    @property
+    def members(self) -> list[nn.Module]:
+        """In their order."""
+        return [member for link in self.links for member in link.members]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Floating-point images (images, channels, height, width) → the same of the last link, channels innermost."""
+        images: Any = cast(x)[0]
+        with torch.no_grad(), no_autocast(x):
+            steps = self.links[0].product.steps(images)
+            for link, following in itertools.zip_longest(self.links, self.links[1:]):
+                to = images.dtype if following is None else following.product
+                steps = link.product.of_steps(steps, link.layer.bias, to, relu=link.relu)
+                for pool in link.members:
+                    if isinstance(pool, nn.MaxPool2d):
+                        steps = torch.ops.quantized.max_pool2d(steps, *_pooling(pool), pool.ceil_mode)
+            return steps
+
+
+def find(module: nn.Module, products: Mapping[str, FrozenProduct]) -> list[Chain]:
+    """Chains of these products (by the layers' names), longest first from the left; one convolution is one where ReLU follows."""
+    lowered = {name: product for name, product in products.items() if isinstance(product, Int8Convolution)}
+    if not lowered or largest_activation() < 255:  # oneDNN cuts steps off at 255, too wide for sums without VNNI
+        return []
+    chains = []
+    for name, part in module.named_modules():
+        if type(part) is nn.Sequential and not _hooked(part):
+            chains += _in(part, {key.removeprefix(f"{name}." if name else ""): value for key, value in lowered.items()}, name)
+    return chains
+
+
+@contextlib.contextmanager
+def chained(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Iterator[None]:
+    """Within, chains are computed whole by their first member, when their Sequential is called; the others pass on what they get."""
+    with contextlib.ExitStack() as stack:
+        for chain in find(module, products):
+            whole = functools.partial(_whole, chain, chain.sequential.forward)
+            stack.enter_context(with_own(chain.sequential, "forward", whole))
+            first, *others = chain.members
+            stack.enter_context(with_own(first, "forward", functools.partial(_first, chain, first.forward)))
+            for member in others:
+                stack.enter_context(with_own(member, "forward", functools.partial(_other, chain, member.forward)))
+        yield
+
+
+def _whole(chain: Chain, forward: Any, x: Tensor) -> Tensor:
+    chain.running = True
+    try:
+        return forward(x)
+    finally:
+        chain.running = False
+
+
+def _first(chain: Chain, forward: Any, x: Tensor) -> Tensor:
+    return chain(x) if chain.running else forward(x)
+
+
+def _other(chain: Chain, forward: Any, x: Tensor) -> Tensor:
+    return x if chain.running else forward(x)
+
+
+def _in(sequential: nn.Sequential, lowered: Mapping[str, Int8Convolution], name: str) -> list[Chain]:
+    """The chains of one Sequential; ``lowered``: products by the names of its children."""
+    seen = [id(child) for child in sequential]
+    links: list[Link | None] = []
+    for key, child in sequential.named_children():
+        free = seen.count(id(child)) == 1 and not _hooked(child)
+        last = links[-1] if links else None
+        if free and key in lowered and isinstance(child, nn.Conv2d) and not child.weight.requires_grad:
+            links.append(Link(name=f"{name}.{key}" if name else key, layer=child, product=lowered[key], members=[child]))
+        elif free and last is not None and _goes_along(child, last):
+            last.members.append(child)
+        else:
+            links.append(None)
+    chains = []
+    for linked, group in itertools.groupby(links, lambda link: link is not None):
+        chain = Chain(sequential=sequential, links=[link for link in group if link is not None])
+        if linked:
+            last = chain.links[-1]
+            last.members = [member for member in last.members if not isinstance(member, nn.MaxPool2d)]  # nothing takes its steps
+            if len(chain.members) > 1:
+                chains.append(chain)
+    return chains
+
+
+def _goes_along(child: nn.Module, link: Link) -> bool:
+    last = link.members[-1]
+    if type(child) is nn.ReLU:
+        return last is link.layer
+    return type(child) is nn.MaxPool2d and not child.return_indices and not isinstance(last, nn.MaxPool2d)
+
+
+def _pooling(pool: nn.MaxPool2d) -> list[list[int]]:
+    sides = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return [[side, side] if isinstance(side, int) else list(side) for side in sides]
+
+
+def _hooked(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
