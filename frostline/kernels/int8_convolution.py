@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from frostline.kernels.frozen_product import FrozenProduct
-from frostline.kernels.int8_product import SMALLEST, Int8Form, largest_activation, quantise_weight
+from frostline.kernels.int8_product import Int8Form, largest_activation, quantise_weight
+from frostline.kernels.row_kernels import SMALLEST
 
 _NUMBERS = 2**17
 """At a time, so that what lies between the passes stays in the processor's cache."""

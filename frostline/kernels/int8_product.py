@@ -20,11 +20,7 @@ import torch
 from torch import Tensor
 
 from frostline.kernels.frozen_product import FrozenProduct
-
-SMALLEST = 1e-30
-"""Of scales: rows and weights of zeros stay zeros."""
-_ROWS = 512
-"""At a time, so that what lies between the passes stays in the processor's cache."""
+from frostline.kernels.row_kernels import SMALLEST, quantise_rows, scale_rows
 
 
 def can_lower(weight: Tensor) -> bool:
@@ -68,13 +64,9 @@ class Int8Product(FrozenProduct):
         return Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
 
     def multiply(self, rows: Tensor, form: Int8Form, bias: Tensor | None) -> Tensor:
-        y, half = rows.new_empty(len(rows), len(form.scales)), largest_activation() // 2
-        for start in range(0, len(rows), _ROWS):
-            part = rows[start : start + _ROWS]
-            scale = part.abs().amax(1, keepdim=True).float().clamp_min_(SMALLEST).div_(half)
-            quantised = (part / scale).add_(half + 1.5).to(torch.uint8)  # cut off after half is added: rounded
-            product = torch.ops.onednn.qlinear_pointwise(
-                quantised, 1.0, half + 1, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
-            )
-            torch.mul(product, scale, out=y[start : start + _ROWS])
-        return y if bias is None else y.add_(bias)
+        half = largest_activation() // 2
+        steps, scales = quantise_rows(rows, half)
+        y = torch.ops.onednn.qlinear_pointwise(
+            steps, 1.0, half + 1, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
+        )
+        return scale_rows(y, scales, bias)

@@ -99,22 +99,9 @@ def test_built_once(cache: Path) -> None:
     assert [path.name for path in (cache / "native").iterdir()] == [library.name], "nothing is left beside it"
 
 
-@LINUX
-def test_what_others_could_have_put_there_is_not_loaded(tmp_path: Path) -> None:
-    (tmp_path / "native").mkdir()
-    (tmp_path / "native").chmod(0o777)
-    done = run("from frostline.kernels.large_blocks import use_large_blocks as use; print(use())", tmp_path)
-    assert "can be written to by others" in done.stdout and not list((tmp_path / "native").iterdir())
-
-
-def test_without_a_compiler_or_with_a_broken_one(tmp_path: Path) -> None:
+def test_where_it_cannot_be_built(tmp_path: Path) -> None:
     ask = "from frostline.kernels.large_blocks import use_large_blocks as use; import torch; print(use()); torch.ones(10**6)"
     assert "there is no C++ compiler" in run(ask, tmp_path, PATH="", CXX="").stdout or not sys.platform.startswith("linux")
-    if sys.platform.startswith("linux"):
-        broken = tmp_path / "broken"
-        broken.write_text("#!/bin/sh\necho no such standard >&2\nexit 1\n")
-        broken.chmod(0o755)
-        assert "could not build it: no such standard" in run(ask, tmp_path, CXX=str(broken)).stdout
 
 
 def test_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

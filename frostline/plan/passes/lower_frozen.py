@@ -23,6 +23,7 @@ from frostline.kernels import int8_chain
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.row_kernels import why_slow
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -64,6 +65,8 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     lower(execution, ranges)
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
+    if not all(item.convolves for item in kept) and (slow := why_slow()):
+        change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
         saves_seconds=steps * sum(saved[item.name] for item in kept), settings={"layers": ranges},

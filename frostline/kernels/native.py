@@ -1,0 +1,71 @@
+"""Small C++ libraries of ours, built once for this machine and this PyTorch by the system's compiler, and kept in the cache folder.
+
+Needs Linux and a C++ compiler (``CXX``, c++, g++ or clang++); whoever asks has another way where there is none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from frostline.files import cache_folder
+
+
+def load(source: Path, *options: str) -> ctypes.CDLL:
+    """The library of a source beside this file; ``options`` for the compiler.
+
+    Raises OSError where it cannot be built or may not be loaded, with the reason.
+    """
+    if not sys.platform.startswith("linux"):
+        raise OSError("it is for Linux")
+    try:
+        return ctypes.CDLL(str(_built(source, options)))
+    except subprocess.SubprocessError as error:
+        raise OSError(str(error)) from error
+
+
+def reason(error: OSError) -> str:
+    """Why a library is not used, on one line, for a plan."""
+    return " ".join(str(error).split())[:200]
+
+
+def _built(source: Path, options: tuple[str, ...]) -> Path:
+    compiler = next((found for name in (os.environ.get("CXX"), "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    about = repr((torch.__version__, compiler, options, os.uname().machine, _processor()))
+    key = hashlib.sha256(source.read_bytes() + about.encode()).hexdigest()[:20]
+    folder = cache_folder() / "native"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{str(folder)!r} can be written to by others, and what lies there would be run")
+    path = folder / f"{source.stem}-{key}.so"
+    if not path.exists():
+        root = Path(torch.__file__).parent
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            made = Path(place) / path.name
+            command = [
+                compiler, "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+                f"-I{root / 'include'}", *options, str(source), "-o", str(made), f"-L{root / 'lib'}", "-lc10",
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            if done.returncode:
+                raise OSError(f"{compiler} could not build it: {done.stderr}")
+            os.replace(made, path)
+    return path
+
+
+def _processor() -> str:
+    """What tells processors apart that share a cache folder: what they can do."""
+    with open("/proc/cpuinfo") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")

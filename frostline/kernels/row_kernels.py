@@ -1,0 +1,73 @@
+"""The passes over rows around a product in int8, in C++ (row_kernels.cpp) where it can be built, else in PyTorch: the same numbers.
+
+PyTorch takes four passes to round rows to their steps, which costs more than the product itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frostline.kernels import native
+
+SMALLEST = 1e-30
+"""Of scales: rows and weights of zeros stay zeros."""
+_ROWS = 512
+"""At a time in PyTorch, so that what lies between the passes stays in the processor's cache."""
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def why_slow() -> str | None:
+    """Why PyTorch computes these passes, in more time; None where C++ does."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+def quantise_rows(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
+    """Of (rows, columns), float32 or bfloat16: unsigned steps around ``half + 1``, and scales, float32 (rows, 1), with
+    x ≈ (steps - half - 1) · scale and ``half`` the largest step of each row."""
+    library, x = _library(), x.contiguous()
+    steps, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), 1)
+    if not isinstance(library, str) and x.dtype in _TYPES:
+        run = library[f"frostline_quantise_{_TYPES[x.dtype]}"]
+        run(_at(x), *_sizes(x), ctypes.c_float(SMALLEST), ctypes.c_int(half), _at(steps), _at(scales))
+        return steps, scales
+    for start in range(0, len(x), _ROWS):
+        part = slice(start, start + _ROWS)
+        scales[part] = x[part].abs().amax(1, keepdim=True).float().clamp_min_(SMALLEST) / half
+        steps[part].copy_((x[part] * (1 / scales[part])).add_(half + 1.5))  # cut off after half is added: rounded
+    return steps, scales
+
+
+def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """``y`` (rows, columns), contiguous, times its row's scale, plus ``bias`` (columns), in place."""
+    library = _library()
+    if not isinstance(library, str) and y.dtype in _TYPES:
+        bias = None if bias is None else bias.to(y.dtype).contiguous()
+        library[f"frostline_scale_{_TYPES[y.dtype]}"](_at(y), *_sizes(y), _at(scales), _at(bias))
+        return y
+    for start in range(0, len(y), _ROWS):
+        y[start : start + _ROWS].mul_(scales[start : start + _ROWS])
+    return y if bias is None else y.add_(bias)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    """Built and loaded at the first call; else why not."""
+    options = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+    try:
+        return native.load(Path(__file__).with_suffix(".cpp"), *options)
+    except OSError as error:
+        return native.reason(error)
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _sizes(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    return ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1])

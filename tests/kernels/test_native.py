@@ -1,0 +1,78 @@
+"""Libraries are built once, and where they cannot be, or should not be loaded, the reason is told."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from frostline.kernels import native
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("c++"), reason="for Linux, with a C++ compiler: apt-get install g++"
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "native"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "seven.cpp"
+    path.write_text('extern "C" int seven() { return SEVEN; }')
+    return path
+
+
+def test_built_once_for_each_source_and_its_options(source: Path, cache: Path) -> None:
+    assert native.load(source, "-DSEVEN=7").seven() == 7
+    (library,) = cache.iterdir()
+    written = library.stat().st_mtime_ns
+    assert native.load(source, "-DSEVEN=7").seven() == 7 and library.stat().st_mtime_ns == written
+    assert native.load(source, "-DSEVEN=8").seven() == 8
+    source.write_text('extern "C" int seven() { return 9; }')
+    assert native.load(source, "-DSEVEN=7").seven() == 9
+    assert len(list(cache.iterdir())) == 3, "nothing is left beside them"
+
+
+def test_another_processor_gets_its_own(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native.load(source, "-DSEVEN=7")
+    monkeypatch.setattr(native, "_processor", lambda: "flags: none")
+    native.load(source, "-DSEVEN=7")
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_others_could_have_put_there_is_not_loaded(source: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    with pytest.raises(OSError, match="can be written to by others"):
+        native.load(source, "-DSEVEN=7")
+    assert not list(cache.iterdir())
+
+
+def test_without_a_compiler_or_with_a_broken_one(source: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="SEVEN") as error:
+        native.load(source)  # the source itself does not compile
+    assert "\n" not in native.reason(error.value) and len(native.reason(error.value)) <= 200
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such standard >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    with pytest.raises(OSError, match="could not build it: no such standard"):
+        native.load(source, "-DSEVEN=7")
+    monkeypatch.setenv("CXX", "")
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(OSError, match=r"there is no C\+\+ compiler"):
+        native.load(source, "-DSEVEN=7")
+    assert not list(cache.glob("*"))
+
+
+def test_nowhere_else(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="it is for Linux"):
+        native.load(source)
