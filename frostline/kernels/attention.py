@@ -5,7 +5,8 @@ call per sequence is mostly calls where sequences are short. Here sequences of l
 padding costs no more than a call (:mod:`frostline.kernels.sequence_groups`).
 
 - Without dropout, PyTorch's fused attention runs once for each group. On a CPU its gradient is computed in float32 where bfloat16
-  comes in: 7 sequences of 142 tokens (9 heads of 64) take 7 ms so and 25 ms in bfloat16, with AMX.
+  comes in: 7 sequences of 142 tokens (9 heads of 64) take 7 ms so and 25 ms in bfloat16, with AMX. :func:`with_wide_gradients` does
+  the same for attention that is not ours.
 - Dropout of attention weights has no fused form on a CPU. Weights are computed anew for the gradient; what is kept of them is one
   byte each: whether it was dropped.
 - ``softcap`` (Gemma 2: s = c tanh(s / c) before the softmax) is written in plain operations. ``window`` (a token sees what is nearer
@@ -14,7 +15,9 @@ padding costs no more than a call (:mod:`frostline.kernels.sequence_groups`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +25,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from frostline.kernels.dropout import kept, rounded
 from frostline.kernels.precision import cast, no_autocast, wide
 from frostline.kernels.sequence_groups import Group, groups_of
 
+_OPTIONS = ("attn_mask", "dropout_p", "is_causal")
+"""Of ``scaled_dot_product_attention``, those that may be given by their place."""
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -61,6 +67,35 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
         _attend(group.batch(q), group.batch(k), group.batch(v), group, rule) for group, q, k, v in zip(found.groups, *operands, strict=True)
     ]
     return found.put_back(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in mixed]))[None]
+
+
+@contextlib.contextmanager
+def with_wide_gradients() -> Iterator[None]:
+    """Within, the gradient of ``torch.nn.functional.scaled_dot_product_attention`` is computed in float32 where it is in bfloat16 on a
+    CPU, without dropout: whoever calls it by that name. For the process, so for one thread at a time."""
+    plain = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = functools.partial(_attend_widely, plain)
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = plain
+
+
+def _attend_widely(plain: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``args`` and ``kwargs`` as ``scaled_dot_product_attention`` has them."""
+    options = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None} | dict(zip(_OPTIONS, args)) | kwargs
+    mask, operands = options["attn_mask"], cast(query, key, value)
+    q, k, v = operands
+    assert q is not None and k is not None and v is not None
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
+    slow = q.device.type == "cpu" and all(part.dtype == torch.bfloat16 and part.dim() == 4 for part in (q, k, v))
+    has_a_form = not options["dropout_p"] and q.shape[-1] == v.shape[-1] and (mask is None or not mask.requires_grad)
+    if not (learns and slow and has_a_form):
+        return plain(query, key, value, *args, **kwargs)
+    if mask is not None:
+        added = mask if mask.dtype != torch.bool else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        mask = added.to(q.dtype)[(None,) * (4 - mask.dim())]
+    return _FusedAttention.apply(q, k, v, mask, q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"], options["is_causal"])
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, group: Group, rule: AttentionRule) -> Tensor:

@@ -50,6 +50,8 @@ class _Batch:
     """Where attention is looked up."""
     inside: bool = False
     """A block that is recomputed in the backward pass does not say so: its hooks stand outside what is recomputed."""
+    first_only: bool = False
+    """Whether the last block gives its sequences' first tokens and no others."""
     gathered: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     """id of a tensor → the tensor (so that the id stays its own) and what was gathered from it: blocks are handed the same ones."""
 
@@ -93,6 +95,18 @@ def unpadded_again() -> contextlib.AbstractContextManager[None]:
     """For a block of the batch that is being computed, the context in which the backward pass may compute it once more."""
     batch = _current.get()
     return contextlib.nullcontext() if batch is None else _attending(batch)
+
+
+def leave_first_tokens(hidden: Tensor) -> Tensor | None:
+    """For a last block that gives first tokens only: their places in ``hidden``, where it is the row of a batch's real tokens; what
+    leaves the block then is (rows, 1, features). None where ``hidden`` is padded."""
+    batch = _current.get()
+    if batch is None or hidden.shape[:2] != (1, len(batch.positions)):
+        return None
+    if len(batch.lengths) != batch.rows:
+        raise ModelError("a row of the batch has no token, expected at least one in each. Use: plan.pack=off")
+    batch.first_only = True
+    return torch.tensor([0, *batch.lengths[:-1]], device=hidden.device).cumsum(0)
 
 
 def can_unpad(model: Model) -> str | None:
@@ -207,6 +221,9 @@ def _leave_last(_: nn.Module, args: Any, output: Any) -> Any:
     batch.inside = False
     batch.gathered.clear()
     hidden = _first(output)
+    if batch.first_only:
+        spread = hidden[0][:, None]
+        return spread if isinstance(output, Tensor) else (spread, *output[1:])
     spread = hidden.new_zeros(batch.rows * batch.width, *hidden.shape[2:]).index_copy(0, batch.positions, hidden[0])
     spread = spread.unflatten(0, (batch.rows, batch.width))
     return spread if isinstance(output, Tensor) else (spread, *output[1:])

@@ -18,6 +18,8 @@ from torch import Tensor
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
+from frostline.kernels.attention import with_wide_gradients
+from frostline.kernels.first_token import FirstToken, reading_first
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
@@ -68,6 +70,8 @@ class Execution:
     """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
     """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
+    first_token: FirstToken | None = None
+    """What is computed for the first token alone."""
     recomputed: list[str] = field(default_factory=list)
     """Blocks that are computed once more in the backward pass, by their names."""
     micro_batch: int | None = None
@@ -204,8 +208,10 @@ class Execution:
         """Within, what computes in place of the module's own layers."""
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
-        blocks, recomputed = computing(module, self.blocks), recomputing(module, self.recomputed)
-        with lora, blocks, multiplying(module, self.products), chained(module, self.products), recomputed:
+        blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
+        attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
+        multiplied, chains = multiplying(module, self.products), chained(module, self.products)
+        with lora, blocks, attention, multiplied, chains, first, recomputing(module, self.recomputed):
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -123,13 +123,14 @@ def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3
 
 def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10) -> float:
     """The median of the times that fit in ``budget`` seconds, after one run to warm up: what one of many will take, for a prediction.
-    A mean would let a single pause of the machine stand for them all."""
-    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most))
+    A mean would let a single pause of the machine stand for them all. What takes twice the budget is run once; let something like it
+    have run before."""
+    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once=2))
 
 
-def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int) -> list[list[float]]:
+def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int, once: float = 20) -> list[list[float]]:
     first = [_seconds(work) for work in works]
-    if sum(first) > 20 * budget * len(works):
+    if sum(first) > once * budget * len(works):
         return [first]
     rounds: list[list[float]] = []
     while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:

@@ -19,6 +19,7 @@ from frostline.adapt.quantize import QuantizedLinear
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
+from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
 from frostline.models.model import Model
 from frostline.plan.cost import STATE_TENSORS, Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds
@@ -31,6 +32,7 @@ from frostline.plan.passes import (
     cache_prefix,
     channels_last,
     checkpoint_activations,
+    first_token,
     fuse_adapter,
     fuse_blocks,
     label_logits,
@@ -195,6 +197,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
     fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
     packed = pack.propose(recipe, execution)
+    first = first_token.propose(execution)
     work = _work(recipe, model, execution.sources)
 
     def loss(outputs: Any, labels: Any) -> Any:
@@ -203,7 +206,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     layers, steps = frozen_layers(execution, work.batch), work.epochs * work.train_rows / work.batch
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    others = [made for made in (layout, types, kept, label_logits.propose(execution), *fused, prepacked, lowered, packed) if made]
+    others = [made for made in (layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, lowered, packed) if made]
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch)
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
@@ -254,6 +257,8 @@ def _resumed(
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     if rows := settings.get("prepack_frozen"):
         prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
+    if names := settings.get("first_token"):
+        execution.first_token = FirstToken(**names)
     execution.recomputed = settings.get("checkpoint_activations", {}).get("blocks", [])
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", {}))

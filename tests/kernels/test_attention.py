@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frostline.kernels.attention import AttentionRule, varlen_attention
+from frostline.kernels.attention import AttentionRule, varlen_attention, with_wide_gradients
 
 LENGTHS = [5, 1, 4, 4, 4, 9]
 SIZE = 8
@@ -128,3 +128,44 @@ def test_gradients_with_dropout_are_those_of_the_weights_that_were_kept(options:
 def test_lengths_that_leave_tokens_out_are_refused() -> None:
     with pytest.raises(AssertionError, match="for 26 tokens: expected one row of them"):
         varlen_attention(*operands(2, 2), [*LENGTHS[:-1], 8], AttentionRule(causal=True))
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "bool", "float"])
+@pytest.mark.parametrize("heads", [4, 2])
+def test_gradients_of_attention_that_is_not_ours(mask: str, heads: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(2, count, 20, 8, generator=generator).bfloat16() for count in (4, heads, heads)]
+    visible = torch.rand(2, 1, 20, 20, generator=generator) < 0.7
+    visible |= torch.eye(20, dtype=torch.bool)
+    given = {"none": None, "causal": None, "bool": visible, "float": torch.zeros(20, 20).masked_fill(~visible[0, 0], -torch.inf)}[mask]
+    options: dict[str, Any] = {"attn_mask": given, "is_causal": mask == "causal", "enable_gqa": heads != 4}
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [part.to(dtype, copy=True).requires_grad_() for part in operands]
+        options["attn_mask"] = given if given is None or given.dtype == torch.bool else given.to(dtype)
+        output = torch.nn.functional.scaled_dot_product_attention(*leaves, **options)
+        output.float().tanh().sum().backward()
+        return [output.detach().float(), *(leaf.grad.float() for leaf in leaves)]  # type: ignore[union-attr]
+
+    plain, exact, usual = torch.nn.functional.scaled_dot_product_attention, gradients(torch.float32), gradients(torch.bfloat16)
+    with with_wide_gradients():
+        ours = gradients(torch.bfloat16)
+    assert torch.nn.functional.scaled_dot_product_attention is plain
+    for one, theirs, true in zip(ours, usual, exact, strict=True):
+        error = float((one - true).norm() / true.norm())
+        assert error < 0.02 and error < 1.3 * float((theirs - true).norm() / true.norm()) + 1e-3
+
+
+def test_what_has_no_gradient_in_bf16_is_left_to_pytorch() -> None:
+    q = torch.randn(1, 2, 5, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    with with_wide_gradients():
+        attend = torch.nn.functional.scaled_dot_product_attention
+        assert torch.equal(attend(q, q, q), expected)
+        wide = q.clone().requires_grad_()
+        assert "_FusedAttention" not in type(attend(wide, wide, wide).grad_fn).__name__
+        narrow = q.bfloat16().requires_grad_()
+        assert "_FusedAttention" in type(attend(narrow, narrow, narrow).grad_fn).__name__
+        assert "_FusedAttention" not in type(attend(narrow, narrow, narrow, None, 0.5).grad_fn).__name__
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert "_FusedAttention" in type(attend(wide, wide, wide, None, 0.0, True).grad_fn).__name__

@@ -65,5 +65,5 @@ def gradients(made: Plan) -> tuple[float, dict[str, Tensor]]:
                 parameter.normal_(std=0.3)
     batch = made.execution.sources["train"].encode(np.arange(6), None)
     total, count = made.loss(made.execution.forward(batch), batch.labels)
-    (total / count).backward()
+    made.execution.backward(total / count)
     return float(total.detach()), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}

@@ -42,7 +42,7 @@ def find_line(recipe: Recipe, execution: Execution) -> Decision | None:
         source, module = execution.sources["train"], execution.model.module
         module.train()
         if source.rows >= 2:
-            few = source.encode(spread(source.rows, 3), None)
+            few = source.encode(spread(source.rows, _few(source)), None)
             with preserved(module):
                 execution.line = execution.find_line(few.inputs)
         reason = _not_behind(execution.line, recipe, execution)
@@ -114,7 +114,12 @@ def _proof_batch(execution: Execution) -> Batch:
     """Three rows, of texts the shortest, a middle one and the longest, so that there is padding to be looked at."""
     source = execution.sources["train"]
     order = np.arange(source.rows) if source.lengths is None else np.argsort(source.lengths, kind="stable")
-    return source.encode(order[spread(source.rows, 3)], None)
+    return source.encode(order[spread(source.rows, _few(source))], None)
+
+
+def _few(source: SplitSource) -> int:
+    """Rows to look at: two show what depends on the row, and texts differ in length."""
+    return 2 if source.lengths is None else 3
 
 
 def _offsets(source: SplitSource) -> torch.Tensor:

@@ -1,0 +1,48 @@
+"""first_token: compute what stands behind the last block's attention for the first token only (kernels/first_token.py).
+
+Condition: a network whose head reads the output of the first token and nothing else, as classifiers of BERT's and ViT's kind do.
+Saving: two thirds of the last block, forward and back, whatever is frozen. Exact: the same sums; proved on a few rows before the run.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from frostline.data.loader import spread
+from frostline.kernels.first_token import find
+from frostline.models.model import evaluating
+from frostline.plan.decision import Decision
+from frostline.plan.execution import Execution
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest relative difference of the logits."""
+
+
+@torch.no_grad()
+def propose(execution: Execution) -> Decision | None:
+    """Whether the last block is computed so; None where the network has no such block."""
+    source, module = execution.sources["train"], execution.model.module
+    few = source.encode(spread(source.rows, 2), None)
+    plain: list[torch.Tensor] = []
+    with evaluating(module):
+        found = find(module, execution.model.blocks, lambda: plain.append(execution.forward(few)))
+        if found is None or not isinstance(plain[0], torch.Tensor):
+            return None
+        execution.first_token = found
+        try:
+            difference = _difference(execution.forward(few), plain[0])
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # each architecture fails in its own way
+            difference = math.inf
+    if not difference <= TOLERANCE[execution.precision]:
+        execution.first_token = None
+        return Decision(what="first_token", on=False, why="the network reads more of its last block than the first token's output")
+    why = "the head reads the first token's output, so the last block computes no other behind its attention"
+    return Decision(what="first_token", on=True, why=why, settings=found.to_dict())
+
+
+def _difference(ours: object, plain: torch.Tensor) -> float:
+    if not isinstance(ours, torch.Tensor) or ours.shape != plain.shape:
+        return math.inf
+    return float((ours - plain).abs().max() / plain.abs().max().clamp_min(1e-12))

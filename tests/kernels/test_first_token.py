@@ -1,0 +1,117 @@
+"""The last block for the first token alone: the same logits and gradients, padded and packed, and only where it is so built."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from frostline.kernels.first_token import FirstToken, find, reading_first
+from frostline.kernels.recompute import recomputing
+from frostline.kernels.unpad import unpadded
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
+TEXT = {"vocab_size": 40, "max_position_embeddings": 64}
+KINDS: dict[str, tuple[str, dict[str, Any], str | None]] = {
+    "bert": ("bert.encoder.layer", {**SMALL, **TEXT}, None),
+    "roberta": ("roberta.encoder.layer", {**SMALL, **TEXT, "pad_token_id": 0}, None),
+    "distilbert": (
+        "distilbert.transformer.layer",
+        {"vocab_size": 40, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "num_labels": 3},
+        None,
+    ),
+    "vit": ("vit.layers", {**SMALL, "image_size": 32, "patch_size": 8}, "layernorm_before"),
+    "electra": ("electra.encoder.layer", {**SMALL, **TEXT, "embedding_size": 32}, None),
+}
+
+
+def build(kind: str) -> tuple[nn.Module, list[str]]:
+    from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    blocks, options, _ = KINDS[kind]
+    torch.manual_seed(0)
+    made = AutoModelForImageClassification if "image_size" in options else AutoModelForSequenceClassification
+    module = made.from_config(AutoConfig.for_model(kind, **options)).eval()
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+    return module, [f"{blocks}.{number}" for number in range(3)]
+
+
+def inputs(kind: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    if "image_size" in KINDS[kind][1]:
+        return {"pixel_values": torch.randn(4, 3, 32, 32, generator=generator)}
+    mask = (torch.arange(9) < torch.tensor([9, 4, 7, 1])[:, None]).long()
+    return {"input_ids": torch.randint(3, 40, (4, 9), generator=generator) * mask, "attention_mask": mask}
+
+
+def computed(module: nn.Module, given: dict[str, Tensor], around: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    module.zero_grad()
+    with around:
+        logits = module(**given).logits
+        (logits * torch.arange(1.0, 4.0)).tanh().sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("way", ["padded", "packed", "recomputed", "packed, recomputed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_and_gradients_are_the_same(kind: str, way: str) -> None:
+    module, blocks = build(kind)
+    given = inputs(kind)
+    if "packed" in way and "attention_mask" not in given:
+        pytest.skip("images are not padded")
+    found = find(module, blocks, lambda: module(**given))
+    assert found is not None and found.block == blocks[-1] and (found.norm or "").endswith(KINDS[kind][2] or "")
+    assert (found.norm is None) == (KINDS[kind][2] is None)
+    plain, expected = computed(module, given, contextlib.nullcontext())
+    seen: list[int] = []
+    parts = module.get_submodule(found.block).named_modules()
+    behind = [part for name, part in parts if isinstance(part, nn.Linear) and "attention" not in name]
+    handles = [part.register_forward_hook(lambda part, args, output: seen.append(output.shape[:-1].numel())) for part in behind]
+    with contextlib.ExitStack() as around:
+        if "packed" in way:
+            around.enter_context(unpadded(module, blocks, given["attention_mask"]))
+        around.enter_context(reading_first(module, found))
+        if "recomputed" in way:
+            around.enter_context(recomputing(module, blocks))
+        ours, gradients = computed(module, given, around)
+    for handle in handles:
+        handle.remove()
+    assert behind and seen and set(seen) == {4}, "one token of each row"
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    assert set(gradients) == set(expected)
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name)
+    assert not any("forward" in vars(part) for part in module.modules()), "left as it was"
+    assert torch.equal(module(**given).logits, plain)
+
+
+def test_none_where_the_last_block_is_built_in_another_way() -> None:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.ModuleList([nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer[0](x)
+
+    own = Own()
+    assert find(own, ["layer.0"], lambda: own(torch.ones(2, 3, 8))) is None, "no attention"
+    assert find(own, [], lambda: None) is None
+    albert = AlbertForSequenceClassification(AlbertConfig(**SMALL, **TEXT, embedding_size=16)).eval()
+    given = inputs("bert")
+    assert find(albert, ["albert.encoder.albert_layer_groups.0"], lambda: albert(**given)) is None, "one block three times"
+
+
+def test_names_alone_change_nothing() -> None:
+    module = nn.Linear(2, 2)
+    with reading_first(module, None):
+        assert "forward" not in vars(module)
+    assert FirstToken(block="a", attention="a.b", norm=None).to_dict() == {"block": "a", "attention": "a.b", "norm": None}
