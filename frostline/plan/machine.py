@@ -121,11 +121,11 @@ def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3
     return [min(times) for times in zip(*_rounds(works, budget, most))]
 
 
-def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10) -> float:
+def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10, once: float = 2) -> float:
     """The median of the times that fit in ``budget`` seconds, after one run to warm up: what one of many will take, for a prediction.
-    A mean would let a single pause of the machine stand for them all. What takes twice the budget is run once; let something like it
-    have run before."""
-    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once=2))
+    A mean would let a single pause of the machine stand for them all. What takes ``once`` times the budget is run once: let something
+    like it have run before."""
+    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once))
 
 
 def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int, once: float = 20) -> list[list[float]]:

@@ -19,7 +19,7 @@ from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
-from frostline.plan.machine import usual_seconds
+from frostline.plan.machine import best_seconds, usual_seconds
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
@@ -68,9 +68,11 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         if line is not None:
             borders: list[list[Tensor]] = []
             prefix_row = usual_seconds(lambda: borders.append(execution.prefix(sample))) / len(sample.rows)
-            sample.border = tuple(_repeated(tensor, batch) for tensor in borders[0])
-            sample.inputs = {name: _repeated(value, batch) for name, value in sample.inputs.items()}
-            sample.labels = _repeated(sample.labels, batch)
+            sample.border = tuple(borders[0])
+            rows = _affordable_rows(execution, sample, batch)
+            sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
+            sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
+            sample.labels = _repeated(sample.labels, rows)
         width, bend, heaviest, heavy, longest = 1.0, 1.0, 1.0, sample, few
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
@@ -122,6 +124,12 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row:
     return source.encode(rows[spread(len(rows), affordable)], None)
 
 
+def _affordable_rows(execution: Execution, sample: Batch, batch: int) -> int:
+    """How many rows can be timed from the frost line on, at most a batch and no fewer than there are."""
+    row = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
+    return min(batch, max(len(sample.rows), int(_SECONDS / (4 * row + 1e-9))))
+
+
 def heaviest_rows(execution: Execution, batch: int) -> Batch:
     """A few rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
     source = execution.sources["train"]
@@ -154,7 +162,7 @@ def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray) -
         made = source.encode(rows[index], None)
         if execution.line is not None:
             made.border = tuple(execution.prefix(made))
-        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04)
+        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=20)
     usual, sizes = next(iter(known)), sorted(known)
     each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
     return float(each.sum() / (positions.sum() * known[usual] / usual))

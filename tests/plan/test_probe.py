@@ -114,6 +114,23 @@ def test_casts_of_weights_do_not_grow_with_the_rows():
     assert fixed == same <= 2 * 64 * 64 and 0 < few < many
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_batch_behind_the_line_that_takes_long_is_timed_in_part(digits, tmp_path, monkeypatch):
+    step, rows = probe_module._step, []
+
+    def counted(execution, batch, loss):
+        rows.append(len(batch.labels))
+        step(execution, batch, loss)
+
+    monkeypatch.setattr(probe_module, "_step", counted)
+    whole, _ = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=24)
+    assert rows[-1] == 24
+    monkeypatch.setattr(probe_module, "_SECONDS", 0.05)
+    part, _ = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=24)
+    assert 2 <= rows[-1] < 24 and 0.024 <= part.step < 0.072
+    assert part.saved_bytes == pytest.approx(whole.saved_bytes, rel=0.2)
+
+
 def test_a_sample_is_repeated_to_a_batch():
     assert _repeated(torch.tensor([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
 

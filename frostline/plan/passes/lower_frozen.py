@@ -38,7 +38,7 @@ LIMIT = 0.01
 _FASTER = 0.9
 _ROWS = 32
 """Held-out rows that are looked at, at most, and as long as a pass of them takes about ``_SECONDS``."""
-_SECONDS = 1.0
+_SECONDS = 0.5
 
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], loss: Loss, steps: float) -> Decision | None:
