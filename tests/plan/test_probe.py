@@ -157,7 +157,7 @@ def test_an_epoch_of_batches_of_several_lengths(texts, tmp_path, monkeypatch):
     for power in (1, 2):
         seen = []
 
-        def seconds(work, budget, power=power, seen=seen):
+        def seconds(work, budget, once, power=power, seen=seen):
             seen.append(work.args[1].inputs["attention_mask"].numel())
             return float(seen[-1]) ** power
 
