@@ -84,18 +84,24 @@ def with_wide_gradients() -> Iterator[None]:
 def _attend_widely(plain: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``args`` and ``kwargs`` as ``scaled_dot_product_attention`` has them."""
     options = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None} | dict(zip(_OPTIONS, args)) | kwargs
-    mask, operands = options["attn_mask"], cast(query, key, value)
-    q, k, v = operands
+    mask, (q, k, v) = options["attn_mask"], cast(query, key, value)
     assert q is not None and k is not None and v is not None
     learns = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
-    slow = q.device.type == "cpu" and all(part.dtype == torch.bfloat16 and part.dim() == 4 for part in (q, k, v))
-    has_a_form = not options["dropout_p"] and q.shape[-1] == v.shape[-1] and (mask is None or not mask.requires_grad)
+    slow = q.device.type == "cpu" and all(part.dtype == torch.bfloat16 for part in (q, k, v))
+    has_a_form = not options["dropout_p"] and (mask is None or not mask.requires_grad) and _fit(q, k, v)
     if not (learns and slow and has_a_form):
         return plain(query, key, value, *args, **kwargs)
     if mask is not None:
         added = mask if mask.dtype != torch.bool else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
         mask = added.to(q.dtype)[(None,) * (4 - mask.dim())]
     return _FusedAttention.apply(q, k, v, mask, q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"], options["is_causal"])
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the fused attention takes these shapes as they are: where some are to be spread over others, PyTorch has another."""
+    if not query.dim() == key.dim() == 4 or key.shape != value.shape:
+        return False
+    return query.shape[0] == key.shape[0] and query.shape[1] % key.shape[1] == 0 and query.shape[3] == key.shape[3]
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, group: Group, rule: AttentionRule) -> Tensor:

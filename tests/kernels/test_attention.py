@@ -167,5 +167,8 @@ def test_what_has_no_gradient_in_bf16_is_left_to_pytorch() -> None:
         narrow = q.bfloat16().requires_grad_()
         assert "_FusedAttention" in type(attend(narrow, narrow, narrow).grad_fn).__name__
         assert "_FusedAttention" not in type(attend(narrow, narrow, narrow, None, 0.5).grad_fn).__name__
+        spread = torch.randn(3, 2, 5, 8).bfloat16()
+        assert attend(spread, narrow, narrow).shape == (3, 2, 5, 8), "one row's keys for three"
+        assert "_FusedAttention" not in type(attend(narrow[0], narrow[0], narrow[0]).grad_fn).__name__, "without heads"
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert "_FusedAttention" in type(attend(wide, wide, wide, None, 0.0, True).grad_fn).__name__

@@ -111,7 +111,7 @@ def _blocks_before(line: FrostLine, model: Model) -> list[str]:
 
 
 def _proof_batch(execution: Execution) -> Batch:
-    """Three rows, of texts the shortest, a middle one and the longest, so that there is padding to be looked at."""
+    """A few rows, of texts the shortest, a middle one and the longest, so that there is padding to be looked at."""
     source = execution.sources["train"]
     order = np.arange(source.rows) if source.lengths is None else np.argsort(source.lengths, kind="stable")
     return source.encode(order[spread(source.rows, _few(source))], None)

@@ -16,9 +16,6 @@ from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
-"""Largest relative difference of the logits."""
-
 
 @torch.no_grad()
 def propose(execution: Execution) -> Decision | None:
@@ -35,7 +32,7 @@ def propose(execution: Execution) -> Decision | None:
             difference = _difference(execution.forward(few), plain[0])
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # each architecture fails in its own way
             difference = math.inf
-    if not difference <= TOLERANCE[execution.precision]:
+    if not difference <= execution.tolerance:
         execution.first_token = None
         return Decision(what="first_token", on=False, why="the network reads more of its last block than the first token's output")
     why = "the head reads the first token's output, so the last block computes no other behind its attention"
