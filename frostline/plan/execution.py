@@ -29,7 +29,7 @@ from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
 from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
-from frostline.plan.frost_line import FrostLine, capture, deviation, empty, find_frost_line, resume_from_border
+from frostline.plan.frost_line import FrostLine, capture, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
 from frostline.tasks.task import Task
 
@@ -147,12 +147,6 @@ class Execution:
                 if not difference <= self.tolerance * a.float().abs().max().clamp_min(1e-6):
                     return self._drop(split, f"row {row} recomputed differs by {float(difference):.2e}")
         return True
-
-    def check_line(self, batch: Batch) -> float:
-        """The relative difference that the frost line makes to a batch's logits; see :func:`frost_line.deviation`."""
-        assert self.line is not None, "no frost line"
-        with self._numerics(), passing_through(self.task, self.model):
-            return deviation(self.model.module, self.line, self._laid_out(batch.inputs))
 
     def _stored(self, split: str, source: SplitSource) -> Encode:
         images = "pixels" in source.table.column_names or "path" in source.table.column_names

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,9 @@ class FrostLine:
     border: list[BorderTensor]
     outputs: dict[Call, _Recorded] = field(default_factory=dict, repr=False)
     """The structure that each prefix call returns, with its tensors' shapes."""
+    deviation: float = math.nan
+    """Largest difference between the plain logits and those from the border on, relative to the largest plain logit; NaN where the
+    part after the line reads more than the border."""
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +82,8 @@ class _Recorded:
 
     parent: Call | None
     tensors: list[Tensor] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    """Of the tensors when they were returned: what the model changes in place later has another."""
     leaves: list[Any] = field(default_factory=list)
     """The flattened output, with ``_TENSOR`` where a tensor stood."""
     structure: Any = None
@@ -92,18 +98,21 @@ _TENSOR = object()
 def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
     """The frost line of ``module`` as it stands (its ``requires_grad`` flags and its modes), or None where there is none.
 
-    ``inputs``: keyword arguments of a real batch, at least 2 rows. The module's buffers and the random state are left as
-    they were.
+    ``inputs``: keyword arguments of a real batch, at least 2 rows, of texts some with padding. The module's buffers and the random
+    state are left as they were.
     """
     with preserved(module):
         calls, logits = _observe(module, inputs, seed=1)
         if not logits.requires_grad or not any(_computes(module, call) for call, seen in calls.items() if seen.frozen):
             return None
-        again, _ = _observe(module, inputs, seed=2)
+        again, plain = _observe(module, inputs, seed=2)
         learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
         frozen = {call for call, seen in calls.items() if seen.frozen and call.name not in learning and _same(seen, again.get(call))}
         outermost = [call for call, seen in calls.items() if call in frozen and seen.parent not in frozen and seen.tensors]
-        return _settle(module, inputs, {call: calls[call] for call in outermost})
+        line = _settle(module, inputs, {call: calls[call] for call in outermost})
+    if line is not None:
+        line.deviation = _deviation(module, line, inputs, plain, again, seed=2)
+    return line
 
 
 def _computes(module: nn.Module, call: Call) -> bool:
@@ -155,6 +164,7 @@ def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _
         seen = calls[stack.pop()]
         leaves, seen.structure = pytree.tree_flatten(output)
         seen.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        seen.versions = [tensor._version for tensor in seen.tensors]
         seen.leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         plain = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
         seen.frozen = plain and not any(tensor.requires_grad for tensor in seen.tensors)
@@ -315,18 +325,20 @@ def without_pixels(inputs: Inputs, fill: float = 0.0) -> Inputs:
     return {name: empty(value.shape, value.dtype, fill) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-def deviation(module: nn.Module, line: FrostLine, inputs: Inputs) -> float:
-    """Largest difference between the plain logits and those from the border on, relative to the largest plain logit.
+def _deviation(module: nn.Module, line: FrostLine, inputs: Inputs, plain: Tensor, calls: Mapping[Call, _Recorded], seed: int) -> float:
+    """As :attr:`FrostLine.deviation`, by the logits and the calls of a plain pass under ``seed``.
 
     Everything that must not be read (pixels, prefix outputs that are no border) is NaN, so that a line that was found
     wrongly gives NaN here, never a wrong number later. What a border has where a text is padded is zero, as from the store.
     """
-    with preserved(module), torch.no_grad():
-        torch.manual_seed(3)
-        plain = logits_of(module(**inputs))
-        border = tuple(_unpadded(item, tensor, inputs) for item, tensor in zip(line.border, capture(module, line, inputs), strict=True))
-        torch.manual_seed(3)
-        short = resume_from_border(module, line, without_pixels(inputs, float("nan")), border, fill=float("nan"))
+    border = [calls[item.call].tensors[item.position].detach() for item in line.border]
+    if any(calls[item.call].versions[item.position] != tensor._version for item, tensor in zip(line.border, border, strict=True)):
+        border = capture(module, line, inputs)  # before what follows changes it in place
+    read = tuple(_unpadded(item, tensor, inputs) for item, tensor in zip(line.border, border, strict=True))
+    with preserved(module), torch.enable_grad():  # as the plain pass, whose kernels may be others without
+        torch.manual_seed(seed)
+        short = resume_from_border(module, line, without_pixels(inputs, float("nan")), read, fill=float("nan")).detach()
+    plain = plain.detach()
     mask = inputs.get("attention_mask")
     if mask is not None and plain.dim() == 3 and plain.shape[:2] == mask.shape:  # what stands at padding is read by no loss
         plain, short = plain[mask.bool()], short[mask.bool()]

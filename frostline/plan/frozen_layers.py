@@ -20,9 +20,8 @@ from frostline.models.model import evaluating
 from frostline.plan.execution import Execution
 from frostline.plan.machine import best_seconds_each
 
-_MOST_ROWS = 2048
-MOST_IMAGES = 4
-"""Timed with; more tell nothing new."""
+_MOST_ROWS, _MOST_IMAGES = 2048, 4  # timed with; more tell nothing new
+_LARGE = 2**14  # places of an image: of such, half as many
 _SMALLEST = 2**14  # numbers: a smaller weight is multiplied in no time
 _SMALLEST_KERNEL = 2**10  # of a convolution, which multiplies each number at every place of an image
 
@@ -47,6 +46,13 @@ class FrozenLayer:
     def convolves(self) -> bool:
         """Whether it is a convolution."""
         return isinstance(self.layer, nn.Conv2d)
+
+    @property
+    def rows_to_time(self) -> int:
+        """As many of its rows as show how fast it is."""
+        if not self.convolves:
+            return min(self.rows, _MOST_ROWS)
+        return min(self.rows, _MOST_IMAGES if self.row[1] * self.row[2] < _LARGE else _MOST_IMAGES // 2)
 
     @property
     def shape(self) -> str:
@@ -107,7 +113,7 @@ def alike(layers: Iterable[FrozenLayer]) -> dict[str, list[FrozenLayer]]:
 def seconds_now_and_with(item: FrozenLayer, execution: Execution, product: FrozenProduct) -> tuple[float, float]:
     """Of a batch's rows through a layer as it multiplies now, and by a product; of a linear layer that a gradient passes, there and
     back."""
-    rows, dtype = min(item.rows, MOST_IMAGES if item.convolves else _MOST_ROWS), computed_in(item, execution)
+    rows, dtype = item.rows_to_time, computed_in(item, execution)
     x = torch.randn(rows, *item.row, dtype=dtype)
     if item.convolves and execution.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -63,7 +63,9 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
     few = source.encode(spread(source.rows, 3), 0)  # epoch 0: augmented, as in training
     encode_row = (time.perf_counter() - start) / len(few.rows)
     with preserved(module):
-        sample = _affordable_sample(execution, few, batch, encode_row)
+        start = time.perf_counter()
+        largest = _largest_output(execution, few)
+        sample = _affordable_sample(execution, few, batch, (time.perf_counter() - start) / len(few.rows), encode_row)
         prefix_row = 0.0
         if line is not None:
             borders: list[list[Tensor]] = []
@@ -73,7 +75,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
             sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, rows)
-        width, bend, heaviest, heavy, longest = 1.0, 1.0, 1.0, sample, few
+        width, bend, heaviest, heavy = 1.0, 1.0, 1.0, sample
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
@@ -81,7 +83,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
                 bend = _bend(execution, loss, batch, positions)
             heavy = heaviest_rows(execution, batch)
             heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
-            longest = replace(heavy, border=None)
+            largest = _largest_output(execution, replace(heavy, border=None))
         scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         at_a_time = batch if line is None else max(batch, prefix_rows(source))
@@ -92,7 +94,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             step=bend * scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample)),
             saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
-            transient_bytes=int(at_a_time * heaviest * _transient_bytes(execution, longest) / len(longest.rows)),
+            transient_bytes=int(2 * at_a_time * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -108,13 +110,12 @@ def take_an_empty_step() -> None:
     torch.optim.SGD([parameter]).step()
 
 
-def _affordable_sample(execution: Execution, few: Batch, batch: int, encode_row: float) -> Batch:
-    """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length."""
+def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float, encode_row: float) -> Batch:
+    """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length.
+
+    ``row``: seconds for one of the ``few`` forward.
+    """
     source = execution.sources["train"]
-    start = time.perf_counter()
-    with torch.no_grad():
-        execution.forward(few)
-    row = (time.perf_counter() - start) / len(few.rows)
     rows = spread(source.rows, batch)
     if source.lengths is not None:
         positions = _positions(execution, source, batch)
@@ -234,7 +235,8 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _transient_bytes(execution: Execution, batch: Batch) -> int:
+def _largest_output(execution: Execution, batch: Batch) -> float:
+    """Bytes of one row in the largest output of one module."""
     module, largest = execution.model.module, 0
 
     def leave(child: nn.Module, args: object, output: object) -> None:
@@ -249,4 +251,4 @@ def _transient_bytes(execution: Execution, batch: Batch) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return 2 * largest
+    return largest / len(batch.rows)

@@ -42,9 +42,8 @@ def find_line(recipe: Recipe, execution: Execution) -> Decision | None:
         source, module = execution.sources["train"], execution.model.module
         module.train()
         if source.rows >= 2:
-            few = source.encode(spread(source.rows, _few(source)), None)
             with preserved(module):
-                execution.line = execution.find_line(few.inputs)
+                execution.line = execution.find_line(_few(source).inputs)
         reason = _not_behind(execution.line, recipe, execution)
     if reason is None:
         return None
@@ -78,9 +77,8 @@ def _not_behind(line: FrostLine | None, recipe: Recipe, execution: Execution) ->
         return "nothing that is frozen stands before everything that learns"
     if recipe.plan.cache == "auto" and execution.model.blocks and not _blocks_before(line, execution.model):
         return "no block of the network lies before everything that learns"
-    difference = execution.check_line(_proof_batch(execution))
-    if not difference <= TOLERANCE["fp32"]:
-        return f"the part after the line reads more than the line's border (logits differ by {difference:.1e})"
+    if not line.deviation <= TOLERANCE["fp32"]:
+        return f"the part after the line reads more than the line's border (logits differ by {line.deviation:.1e})"
     size = stored_bytes(line, execution.sources)
     if size > recipe.plan.cache_limit_gb * 1e9:
         return f"the store would take {size / 1e9:.1f} GB, more than plan.cache_limit_gb={recipe.plan.cache_limit_gb}"
@@ -110,16 +108,11 @@ def _blocks_before(line: FrostLine, model: Model) -> list[str]:
     return [block for block in model.blocks if any(block == name or block.startswith(f"{name}.") for name in line.names)]
 
 
-def _proof_batch(execution: Execution) -> Batch:
-    """A few rows, of texts the shortest, a middle one and the longest, so that there is padding to be looked at."""
-    source = execution.sources["train"]
-    order = np.arange(source.rows) if source.lengths is None else np.argsort(source.lengths, kind="stable")
-    return source.encode(order[spread(source.rows, _few(source))], None)
-
-
-def _few(source: SplitSource) -> int:
-    """Rows to look at: two show what depends on the row, and texts differ in length."""
-    return 2 if source.lengths is None else 3
+def _few(source: SplitSource) -> Batch:
+    """Two rows show what depends on the row; of texts the shortest, a middle one and the longest, so that there is padding."""
+    if source.lengths is None:
+        return source.encode(spread(source.rows, 2), None)
+    return source.encode(np.argsort(source.lengths, kind="stable")[spread(source.rows, 3)], None)
 
 
 def _offsets(source: SplitSource) -> torch.Tensor:

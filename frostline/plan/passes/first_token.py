@@ -21,7 +21,7 @@ from frostline.plan.execution import Execution
 def propose(execution: Execution) -> Decision | None:
     """Whether the last block is computed so; None where the network has no such block."""
     source, module = execution.sources["train"], execution.model.module
-    few = source.encode(spread(source.rows, 2), None)
+    few = source.encode(spread(source.rows, 1 if source.lengths is None else 2), None)  # images all have as many tokens
     plain: list[torch.Tensor] = []
     with evaluating(module):
         found = find(module, execution.model.blocks, lambda: plain.append(execution.forward(few)))

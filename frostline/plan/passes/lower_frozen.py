@@ -27,7 +27,7 @@ from frostline.kernels.row_kernels import why_slow
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
-from frostline.plan.frozen_layers import MOST_IMAGES, FrozenLayer, alike, computed_in, form_megabytes, observed, seconds_now_and_with
+from frostline.plan.frozen_layers import FrozenLayer, alike, computed_in, form_megabytes, observed, seconds_now_and_with
 from frostline.plan.machine import best_seconds_each
 from frostline.recipe import Recipe
 
@@ -36,8 +36,8 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 LIMIT = 0.01
 """Largest relative difference of the held-out loss."""
 _FASTER = 0.9
-_ROWS = 32
-"""Held-out rows that are looked at, at most, and as long as a pass of them takes about ``_SECONDS``."""
+_FEW, _ROWS = 4, 32
+"""Held-out rows that are looked at, at least and at most, as long as a pass of them takes about ``_SECONDS``."""
 _SECONDS = 0.5
 
 
@@ -54,22 +54,22 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     layers = [item for item in layers if can_lower(item.layer.weight)]
     if not layers:
         return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
-    saved = _seconds_saved(layers, execution, forced=recipe.plan.int8 == "on")
+    products = {item.name: _product(item.layer, *_ends(item)) for item in layers}
+    saved = _seconds_saved(layers, products, execution, forced=recipe.plan.int8 == "on")
     chosen = [item for item in layers if item.name in saved]
     if not chosen:
         return replace(off, why="no shape of the frozen layers is multiplied faster in int8 on this machine")
-    kept, before, after = _within_limit(chosen, execution, loss)
+    kept, before, after = _within_limit(chosen, products, execution, loss)
     if not kept:
         return replace(off, why=f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}")
-    ranges = {item.name: [item.low, item.high] if item.convolves else [] for item in kept}
-    lower(execution, ranges)
+    execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
     if not all(item.convolves for item in kept) and (slow := why_slow()):
         change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
-        saves_seconds=steps * sum(saved[item.name] for item in kept), settings={"layers": ranges},
+        saves_seconds=steps * sum(saved[item.name] for item in kept), settings={"layers": {item.name: _ends(item) for item in kept}},
     )  # fmt: skip
 
 
@@ -88,26 +88,29 @@ def _product(layer: Any, *ends: float) -> FrozenProduct:
     return Int8Convolution(layer, low=ends[0], high=ends[1]) if ends else Int8Product(layer.weight)
 
 
-def _lowered(item: FrozenLayer) -> FrozenProduct:
-    return _product(item.layer, *([item.low, item.high] if item.convolves else []))
+def _ends(item: FrozenLayer) -> list[float]:
+    """The range of what a convolution gets; a linear layer finds it row by row."""
+    return [item.low, item.high] if item.convolves else []
 
 
-def _seconds_saved(layers: list[FrozenLayer], execution: Execution, forced: bool) -> dict[str, float]:
+def _seconds_saved(
+    layers: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, forced: bool
+) -> dict[str, float]:
     """What a layer saves in a step, by the names of those that are faster in int8 than as they multiply now."""
     times: dict[str, tuple[float, float]] = {}
     convolutions = {item.name: item for item in layers if item.convolves}
-    for chain in int8_chain.find(execution.model.module, {name: _lowered(item) for name, item in convolutions.items()}):
+    for chain in int8_chain.find(execution.model.module, {name: products[name] for name in convolutions}):
         first, count = convolutions[chain.links[0].name], len(chain.links)
         now, then = _chain_now_and_lowered(first, chain, execution)
         times |= {link.name: (now / count, then / count) for link in chain.links}
     for group in alike(item for item in layers if item.name not in times).values():
-        times |= dict.fromkeys((item.name for item in group), seconds_now_and_with(group[0], execution, _lowered(group[0])))
+        times |= dict.fromkeys((item.name for item in group), seconds_now_and_with(group[0], execution, products[group[0].name]))
     return {name: now - then for name, (now, then) in times.items() if forced or then < _FASTER * now}
 
 
 def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, execution: Execution) -> tuple[float, float]:
     """Seconds of a batch's images through a chain as it computes now, and in int8; ``first``: its first convolution."""
-    shape = (min(first.rows, MOST_IMAGES), *first.row)
+    shape = (first.rows_to_time, *first.row)
     images = torch.empty(shape, dtype=computed_in(first, execution)).uniform_(first.low, first.high)
 
     def plain() -> None:
@@ -121,13 +124,15 @@ def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, executio
     return first.rows / len(images) * now, first.rows / len(images) * then
 
 
-def _within_limit(chosen: list[FrozenLayer], execution: Execution, loss: Loss) -> tuple[list[FrozenLayer], float, float]:
+def _within_limit(
+    chosen: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, loss: Loss
+) -> tuple[list[FrozenLayer], float, float]:
     """As many of the layers as keep the held-out loss within the limit, that loss without them, and with them."""
-    plain, products = dict(execution.products), {item.name: _lowered(item) for item in chosen}
+    plain = dict(execution.products)
     errors: dict[str, float] = {}
     with evaluating(execution.model.module), torch.no_grad():
-        batch = _held_out(execution)
-        before, kept = _mean_loss(execution, loss, batch), chosen
+        batch, before = _held_out(execution, loss)
+        kept = chosen
         while kept:
             execution.products = plain | {item.name: products[item.name] for item in kept}
             after = _mean_loss(execution, loss, batch)
@@ -139,14 +144,17 @@ def _within_limit(chosen: list[FrozenLayer], execution: Execution, loss: Loss) -
     return [], before, after
 
 
-def _held_out(execution: Execution) -> Batch:
+def _held_out(execution: Execution, loss: Loss) -> tuple[Batch, float]:
+    """As many rows as are affordable, and their loss."""
     source = execution.sources.get("validation") or execution.sources["train"]
-
-    few = source.encode(spread(source.rows, 2), None)
+    batch = source.encode(spread(source.rows, _FEW), None)
     start = time.perf_counter()
-    execution.forward(few)
-    row = (time.perf_counter() - start) / len(few.rows)
-    return source.encode(spread(source.rows, max(4, min(_ROWS, int(_SECONDS / row)))), None)
+    mean = _mean_loss(execution, loss, batch)
+    affordable = min(_ROWS, int(_SECONDS * len(batch.rows) / (time.perf_counter() - start)))
+    if affordable < 2 * _FEW:
+        return batch, mean
+    batch = source.encode(spread(source.rows, affordable), None)
+    return batch, _mean_loss(execution, loss, batch)
 
 
 def _change(before: float, after: float) -> float:
