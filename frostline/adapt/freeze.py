@@ -2,9 +2,9 @@
 
 ``requires_grad = False`` alone leaves two holes: BatchNorm in training mode goes on averaging its batches into its running
 statistics (and its output depends on a row's batch mates), and Dropout goes on dropping. So every submodule at or below
-which nothing learns is put into evaluation mode, and its own ``train`` is shadowed, on the instance, by a method that
-stays there. Nothing else changes: the class, the forward pass and the ``state_dict`` are as before, and a bound method
-follows ``copy.deepcopy`` to the copy.
+which nothing learns is put into evaluation mode, and its own ``train`` is shadowed, on the instance, by a function that
+stays there. Nothing else changes: the class, the forward pass and the ``state_dict`` are as before, and what shadows follows
+``copy.deepcopy`` and ``pickle`` to the copy.
 
 A submodule without parameters (Dropout, BatchNorm without affine parameters) goes with its container: it is frozen where
 nothing in the container learns. In a ``Sequential``, whose order is the order of execution, it goes with what it feeds:
@@ -13,8 +13,8 @@ dropout between two frozen layers is off, dropout before a learning one is on.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import types
 from collections.abc import Callable, Iterator
 
 import torch
@@ -37,7 +37,7 @@ def freeze(module: nn.Module, learns: Callable[[str], bool]) -> None:
             parameter.grad = None
     for part, learning_part in _walk(module, inherited=True):
         if not learning_part:
-            part.train = types.MethodType(_stay_in_evaluation_mode, part)  # type: ignore[method-assign]
+            part.train = functools.partial(_stay_in_evaluation_mode, part)  # type: ignore[method-assign]
     module.train(mode)
 
 
@@ -48,7 +48,7 @@ def unfreeze(module: nn.Module) -> None:
 
 def is_frozen(module: nn.Module) -> bool:
     """Whether :func:`freeze` holds this module in evaluation mode."""
-    return getattr(module.__dict__.get("train"), "__func__", None) is _stay_in_evaluation_mode
+    return getattr(module.__dict__.get("train"), "func", None) is _stay_in_evaluation_mode
 
 
 def frozen_names(module: nn.Module) -> list[str]:

@@ -135,7 +135,7 @@ class _LinearCrossEntropy(Function):
                 probabilities = chunk.logits.sub_(log_sums[part, None]).exp_()
                 slope = _to_logits(chunk, probabilities, labels[part, None], grad[part, None])
                 if of_hidden is not None:
-                    torch.mm(slope, weight, out=of_hidden[part])
+                    _multiply_back(slope, weight, ctx.options, of_hidden[part])
                 if of_weight is not None:
                     _add_product(of_weight, slope, hidden[part])
                 if of_bias is not None:

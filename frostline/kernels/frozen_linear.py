@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,25 +56,33 @@ def multiplying(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Ite
             if layer.weight.requires_grad:
                 continue  # thawed since
             if isinstance(layer, nn.Conv2d):
-                stack.enter_context(with_own(layer, "forward", functools.partial(_convolve, layer, product)))
+                stack.enter_context(with_own(layer, "forward", functools.partial(_convolve, layer, product, layer.forward)))
                 continue
-            stack.enter_context(with_own(layer, "forward", functools.partial(_forward, layer, product)))
+            stack.enter_context(with_own(layer, "forward", functools.partial(_forward, layer, product, layer.forward)))
             around = module.get_submodule(name.rpartition(".")[0])
             if isinstance(around, LoRALinear) and around.kernel is not None:
-                stack.enter_context(with_own(around, "kernel", functools.partial(_with_lora, product)))
+                stack.enter_context(with_own(around, "kernel", functools.partial(_with_lora, product, around.kernel)))
         yield
 
 
-def _forward(layer: nn.Linear, product: FrozenProduct, x: Tensor) -> Tensor:
-    return frozen_linear(x, layer.bias, product)
+def _forward(layer: nn.Linear, product: FrozenProduct, plain: Callable[..., Tensor], input: Tensor) -> Tensor:
+    return frozen_linear(input, layer.bias, product) if _takes(product, input) else plain(input)
 
 
-def _convolve(layer: nn.Conv2d, product: FrozenProduct, x: Tensor) -> Tensor:
-    """No gradient passes: neither to ``x``, before which nothing learns, nor to the bias."""
-    images: Any = cast(x)[0]
-    with torch.no_grad(), no_autocast(x):
+def _convolve(layer: nn.Conv2d, product: FrozenProduct, plain: Callable[..., Tensor], input: Tensor) -> Tensor:
+    """No gradient passes: neither to the images, before which nothing learns, nor to the bias."""
+    if not _takes(product, input):
+        return plain(input)
+    images: Any = cast(input)[0]
+    with torch.no_grad(), no_autocast(input):
         return product.forward(images, layer.bias)
 
 
-def _with_lora(product: FrozenProduct, x: Tensor, _: Tensor, *rest: Any) -> Tensor:
-    return lora_linear(x, product, *rest)
+def _with_lora(product: FrozenProduct, plain: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    return lora_linear(x, product, *rest) if _takes(product, x) else plain(x, weight, *rest)
+
+
+def _takes(product: FrozenProduct, x: Tensor) -> bool:
+    """Not where a network switches autocast off for a part of itself, say."""
+    operand: Any = cast(x)[0]
+    return product.takes(operand.dtype)

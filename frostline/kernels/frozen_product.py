@@ -30,6 +30,10 @@ class FrozenProduct(ABC):
     def outputs(self) -> int:
         return self.weight.shape[0]
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        """Whether it multiplies numbers of this type."""
+        return dtype in (torch.float32, torch.bfloat16)
+
     def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
         """(rows, inputs) → (rows, outputs), a new tensor."""
         return self.multiply(rows, self._form(transposed=False), bias)

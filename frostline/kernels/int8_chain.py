@@ -5,7 +5,7 @@ floating-point images nor passes over them for ReLU and for rounding are needed;
 step of the largest. What each convolution gets is rounded as if it stood alone.
 
 Found in plain ``nn.Sequential``s only, whose members run one after the other and are read by nobody else: where one has a hook, or
-stands there twice, the chain ends. A member that is called by itself, not by its Sequential, computes as ever.
+stands in two places, the chain ends. A member that is called by itself, not by its Sequential, computes as ever.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +77,11 @@ def find(module: nn.Module, products: Mapping[str, FrozenProduct]) -> list[Chain
     if not lowered or largest_activation() < 255:  # oneDNN cuts steps off at 255, too wide for sums without VNNI
         return []
     chains = []
+    places = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
     for name, part in module.named_modules():
         if type(part) is nn.Sequential and not _hooked(part):
-            chains += _in(part, {key.removeprefix(f"{name}." if name else ""): value for key, value in lowered.items()}, name)
+            of_children = {key.removeprefix(f"{name}." if name else ""): value for key, value in lowered.items()}
+            chains += _in(part, of_children, name, {id(child) for child in part if places[id(child)] == 1})
     return chains
 
 
@@ -104,20 +107,20 @@ def _whole(chain: Chain, forward: Any, x: Tensor) -> Tensor:
         chain.running = False
 
 
-def _first(chain: Chain, forward: Any, x: Tensor) -> Tensor:
-    return chain(x) if chain.running else forward(x)
+def _first(chain: Chain, forward: Any, input: Tensor) -> Tensor:
+    return chain(input) if chain.running else forward(input)
 
 
-def _other(chain: Chain, forward: Any, x: Tensor) -> Tensor:
-    return x if chain.running else forward(x)
+def _other(chain: Chain, forward: Any, input: Tensor) -> Tensor:
+    return input if chain.running else forward(input)
 
 
-def _in(sequential: nn.Sequential, lowered: Mapping[str, Int8Convolution], name: str) -> list[Chain]:
-    """The chains of one Sequential; ``lowered``: products by the names of its children."""
-    seen = [id(child) for child in sequential]
+def _in(sequential: nn.Sequential, lowered: Mapping[str, Int8Convolution], name: str, alone: set[int]) -> list[Chain]:
+    """The chains of one Sequential; ``lowered``: products by the names of its children; ``alone``: the ids of those that stand nowhere
+    else in the network."""
     links: list[Link | None] = []
     for key, child in sequential.named_children():
-        free = seen.count(id(child)) == 1 and not _hooked(child)
+        free = id(child) in alone and not _hooked(child)
         last = links[-1] if links else None
         if free and key in lowered and isinstance(child, nn.Conv2d) and not child.weight.requires_grad:
             links.append(Link(name=f"{name}.{key}" if name else key, layer=child, product=lowered[key], members=[child]))

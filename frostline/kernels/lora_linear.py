@@ -29,6 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from frostline.adapt.lora_layers import LoRALinear
+from frostline.adapt.wrapper import is_transposed
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.precision import cast, no_autocast
 from frostline.models.model import with_own
@@ -109,9 +110,16 @@ def fused(module: nn.Module) -> Iterator[None]:
     """Within, plain LoRA updates of linear layers are computed with their layers. Outside, a module is what its reader will have."""
     with contextlib.ExitStack() as stack:
         for part in module.modules():
-            if isinstance(part, LoRALinear):
+            if isinstance(part, LoRALinear) and multiplies_only(part.base):
                 stack.enter_context(with_own(part, "kernel", _stored_transposed if part.transposed else lora_linear))
         yield
+
+
+def multiplies_only(base: nn.Module) -> bool:
+    """Whether calling this layer is its product and nothing else: no forward of its own, of its class or its instance, and no hook."""
+    hooked = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
+    usual = type(base).forward is nn.Linear.forward or is_transposed(base)
+    return usual and "forward" not in vars(base) and not hooked
 
 
 def _stored_transposed(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

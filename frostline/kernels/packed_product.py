@@ -26,6 +26,9 @@ class PackedProduct(FrozenProduct):
         self.dtype, self.rows = dtype, rows
         self.bytes_per_number = dtype.itemsize
 
+    def takes(self, dtype: torch.dtype) -> bool:
+        return dtype == self.dtype
+
     def make(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight.to(self.dtype), self.rows)
 

@@ -22,6 +22,17 @@ from frostline.kernels.unpad import is_cache, unpadded_again
 from frostline.models.model import with_own
 
 
+def switch_off_own(module: nn.Module) -> list[str]:
+    """Switch off what ``gradient_checkpointing_enable`` of ``transformers`` switched on, which would compute blocks again outside of what
+    stands in for their parts; returns what the user should know of it."""
+    parts = [part for part in module.modules() if getattr(part, "gradient_checkpointing", False) is True]
+    for part in parts:
+        part.gradient_checkpointing = False  # type: ignore[assignment]
+    if not parts:
+        return []
+    return ["the model's own gradient checkpointing was switched off; plan.checkpoint_activations does the same, where memory is short"]
+
+
 @contextlib.contextmanager
 def recomputing(
     module: nn.Module, blocks: Sequence[str], around: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from frostline.kernels.precision import wide
 from frostline.models.model import evaluating, with_own
@@ -72,7 +73,7 @@ def find(module: nn.Module, blocks: list[str]) -> dict[str, Norm]:
     """The parts of a network that compute an RMSNorm, by their names; ``blocks``: the repeated ones, within which linear layers follow."""
     found = {}
     for name, part in module.named_modules():
-        weight = getattr(part, "weight", None)
+        weight = part._parameters.get("weight")
         eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
         if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(eps, float) or list(part.children()):
             continue
@@ -92,7 +93,8 @@ def normed(module: nn.Module, norms: Mapping[str, Norm]) -> Iterator[None]:
         yield
 
 
-def _forward(part: nn.Module, norm: Norm, x: Tensor) -> Tensor:
+def _forward(part: nn.Module, norm: Norm, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    (x,) = (*args, *kwargs.values())
     weight: Any = part.weight
     kind = x.device.type
     if norm.narrow and x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
@@ -105,10 +107,11 @@ def _forward(part: nn.Module, norm: Norm, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _computes(part: nn.Module, weight: Tensor, eps: float, offset: float) -> bool:
     x = torch.linspace(-2, 3, 4 * len(weight), device=weight.device, dtype=wide(weight.dtype)).sin().view(4, -1) * 3
-    expected = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (weight + offset)
+    other = torch.linspace(0.5, 1.5, len(weight), device=weight.device, dtype=weight.dtype)  # zeros, say, would show nothing
+    expected = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * (other + offset)
     try:
         with evaluating(part):  # a batch norm would learn from these numbers
-            output = part(x)
+            output = functional_call(part, {"weight": other}, (x,))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False  # it wants other inputs
     return isinstance(output, Tensor) and output.shape == x.shape and bool(torch.allclose(output, expected, rtol=_CLOSE, atol=_CLOSE))

@@ -8,8 +8,9 @@ exchanged within :func:`rotated`, if it computes this (:func:`find` tries).
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -59,13 +60,20 @@ def rotated(modules: Iterable[ModuleType]) -> Iterator[None]:
     """Within, the rotary positions of these are computed by :func:`rotary`."""
     with contextlib.ExitStack() as stack:
         for module in modules:
-            stack.callback(setattr, module, _NAME, getattr(module, _NAME))
-            setattr(module, _NAME, _both)
+            plain = getattr(module, _NAME)
+            stack.callback(setattr, module, _NAME, plain)
+            setattr(module, _NAME, functools.partial(_both, plain))
         yield
 
 
-def _both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """As ``transformers`` calls it."""
+def _both(plain: Callable[..., Any], q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """As ``transformers`` calls it; ``plain`` computes what is not this: angles that learn, or for a part of the features only."""
+    if cos.requires_grad or sin.requires_grad or cos.shape[-1] != q.shape[-1]:
+        return plain(q, k, cos, sin, *args, **kwargs)
+    return _rotate(q, k, cos, sin, *args, **kwargs)
+
+
+def _rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
     return rotary(q, cos, sin), rotary(k, cos, sin)
 
@@ -75,7 +83,7 @@ def _computes(apply: Any) -> bool:
     q, k = torch.linspace(-2, 3, 80).sin().view(1, 2, 5, 8), torch.linspace(-3, 1, 40).sin().view(1, 1, 5, 8)
     angles = torch.linspace(0, 3, 20).view(1, 5, 4).repeat(1, 1, 2)
     try:
-        outputs, expected = apply(q, k, angles.cos(), angles.sin()), _both(q, k, angles.cos(), angles.sin())
+        outputs, expected = apply(q, k, angles.cos(), angles.sin()), _rotate(q, k, angles.cos(), angles.sin())
         return all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs, expected, strict=True))
     except (RuntimeError, TypeError, ValueError, IndexError):
         return False  # it wants other inputs

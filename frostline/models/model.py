@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from frostline.data.dataset import Schema
@@ -72,6 +73,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def lay_out(module: nn.Module, channels_last: bool) -> None:
+    """Put weights of four dimensions, those of images' convolutions, into one layout or the other, in place."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    module._apply(lambda tensor: tensor.to(memory_format=layout) if tensor.dim() == 4 else tensor)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from frostline.models import hf_module
 from frostline.models.build import build
 from frostline.models.card import Saved, card_from_dict, card_to_dict, read_json
 from frostline.models.image_processor import image_processor_config
-from frostline.models.model import Model, evaluating, logits_of
+from frostline.models.model import Model, evaluating, lay_out, logits_of
 from frostline.models.output import passed_through
 from frostline.models.own_module import adopt
 from frostline.models.weights import read_weights
@@ -94,7 +94,7 @@ def load_model(folder: str | Path, module: nn.Module | None = None, rebuild: Reb
                 f"{folder / 'config.json'}: frostline names the module {name!r}, which the network does not have. Save the model again"
             )
     if saved.channels_last:
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(module, channels_last=True)
     names = {"blocks": saved.blocks, "head": saved.head, "body": saved.body, "output": saved.output}
     return Model(module=module.eval(), card=card, **names)  # type: ignore[arg-type]
 

@@ -7,6 +7,7 @@ prefix is run or read from its store is decided batch by batch, here and nowhere
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,9 @@ from frostline.tasks.task import Task
 
 TOLERANCE = {"fp32": 1e-4, "int8": 2e-2, "bf16": 5e-2}
 """Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
+
+
+_ONE_THREAD = threading.RLock()
 
 
 def stored_at(rows: Tensor, source: SplitSource, epoch: int | None) -> Tensor:
@@ -199,13 +203,14 @@ class Execution:
 
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
-        """Within, what computes in place of the module's own layers."""
+        """Within, what computes in place of the module's own layers. One thread at a time: functions of torch and transformers are
+        exchanged as well, for the whole process."""
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
         multiplied, chains = multiplying(module, self.products), chained(module, self.products)
-        with lora, blocks, attention, multiplied, chains, first, recomputing(module, self.recomputed):
+        with _ONE_THREAD, lora, blocks, attention, multiplied, chains, first, recomputing(module, self.recomputed):
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

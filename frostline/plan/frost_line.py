@@ -128,9 +128,8 @@ def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) ->
     rows = next(iter(inputs.values())).shape[0]
     while prefix:
         used = _used(module, inputs, prefix)
-        whole = {
-            call for call, position in used if prefix[call].tensors[position].dim() == 0 or prefix[call].tensors[position].shape[0] != rows
-        }
+        by_rows = _of_rows(module, inputs, {(call, position): prefix[call].tensors[position] for call, position in used}, rows)
+        whole = {call for call, position in used if not by_rows[call, position]}
         if not whole:
             break
         prefix = {call: seen for call, seen in prefix.items() if call not in whole}
@@ -146,6 +145,18 @@ def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) ->
     for seen in prefix.values():
         seen.tensors = [tensor.detach().to("meta") for tensor in seen.tensors]  # only shapes are needed from here on
     return FrostLine(prefix=list(prefix), border=border, outputs=prefix)
+
+
+def _of_rows(module: nn.Module, inputs: Inputs, tensors: Mapping[tuple[Call, int], Tensor], rows: int) -> dict[tuple[Call, int], bool]:
+    """Whether the first dimension of each is the batch's rows. Where another has as many, which an LSTM's last state may, it must grow
+    with them."""
+    found = {key: tensor.dim() > 0 and tensor.shape[0] == rows for key, tensor in tensors.items()}
+    unclear = [key for key, tensor in tensors.items() if found[key] and rows in tensor.shape[1:]]
+    if unclear:
+        one_more = {name: value[[*range(rows), 0]] for name, value in inputs.items()}
+        calls, _ = _observe(module, one_more, seed=1)
+        found |= {(call, position): calls[call].tensors[position].shape[0] == rows + 1 for call, position in unclear}
+    return found
 
 
 def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _Recorded], Tensor]:
@@ -354,13 +365,16 @@ def _unpadded(item: BorderTensor, tensor: Tensor, inputs: Inputs) -> Tensor:
 
 @contextlib.contextmanager
 def preserved(module: nn.Module) -> Iterator[None]:
-    """Put back buffers (a learning BatchNorm's statistics) and torch's random state afterwards."""
+    """Put back buffers (a learning BatchNorm's statistics), made anew or written to, and torch's random state afterwards."""
     state = torch.get_rng_state()
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    places = [(part, name, buffer) for part in module.modules() for name, buffer in part._buffers.items() if isinstance(buffer, Tensor)]
+    copies = [buffer.clone() for *_, buffer in places]
     try:
         yield
     finally:
         torch.set_rng_state(state)
         with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                buffer.copy_(buffers[name])
+            for (part, name, buffer), copy in zip(places, copies, strict=True):
+                part._buffers[name] = buffer
+                if not torch.equal(buffer, copy):  # an expanded one cannot be written to, nor does anybody
+                    buffer.copy_(copy)

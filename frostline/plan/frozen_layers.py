@@ -154,21 +154,26 @@ def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         name: part
         for name, part in module.named_modules()
         if (type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)))
-        and not part.weight.requires_grad
+        and _is_frozen_parameter(part._parameters.get("weight"))  # a pruned or normed weight is made of parameters that may learn
+        and "forward" not in vars(part)
         and part.weight.numel() >= (_SMALLEST_KERNEL if type(part) is nn.Conv2d else _SMALLEST)
     }
+
+
+def _is_frozen_parameter(weight: nn.Parameter | None) -> bool:
+    return weight is not None and not weight.requires_grad and weight.dtype != torch.float64
 
 
 @contextlib.contextmanager
 def observed(module: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within, ``see`` gets what comes into each of these layers; a LoRA layer's base is not called where both are one function."""
 
-    def enter(name: str, part: nn.Module, args: tuple[Tensor, ...]) -> None:
-        see(name, args[0])
+    def enter(name: str, part: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        see(name, next(iter([*args, *kwargs.values()])))
 
     with contextlib.ExitStack() as stack:
         for name in names:
             around = module.get_submodule(name.rpartition(".")[0])
             part = around if isinstance(around, LoRALinear) else module.get_submodule(name)
-            stack.callback(part.register_forward_pre_hook(functools.partial(enter, name)).remove)
+            stack.callback(part.register_forward_pre_hook(functools.partial(enter, name), with_kwargs=True).remove)
         yield

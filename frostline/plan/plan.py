@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from torch import nn
+import torch
 
 from frostline.adapt.apply import adapt, resolve_method
-from frostline.adapt.freeze import is_frozen
 from frostline.adapt.gradual import thaw
 from frostline.adapt.groups import default_lr
 from frostline.adapt.quantize import QuantizedLinear
@@ -21,10 +20,12 @@ from frostline.data.encode import SplitSource, split_source
 from frostline.errors import DataError, RecipeError
 from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
-from frostline.models.model import Model
+from frostline.kernels.recompute import switch_off_own
+from frostline.models.model import Model, evaluating
 from frostline.plan.cost import STATE_TENSORS, Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
+from frostline.plan.frost_line import preserved
 from frostline.plan.frozen_layers import frozen_layers
 from frostline.plan.machine import machine, memory_limit, resident_bytes
 from frostline.plan.passes import (
@@ -180,6 +181,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     lr = recipe.train.lr if recipe.train.lr is not None else default_lr(recipe.train, method, model.card.pretrained)
     recipe = recipe.with_values({"adapt.method": method, "train.lr": lr})
     model = adapt(model, recipe.adapt, seed=recipe.seed)
+    switched = switch_off_own(model.module)
     task = get_task(data.schema.task)
     execution = Execution(model=model, task=task, sources=_sources(recipe, model, data), workers=_workers(recipe))
     options = _loss_options(recipe, data, execution.sources["train"])
@@ -187,7 +189,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if forced is not None:
         return _resumed(recipe, model, data, task, options, execution, forced)
 
-    _refuse_single_rows(recipe, model, data)
+    _refuse_single_rows(recipe, execution)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
     take_an_empty_step()
     here = machine()
@@ -237,7 +239,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
         decisions=[caching, *others], predicted=predicted, parameters=parameters,
-        warnings=execution.sources["train"].warnings,
+        warnings=[*execution.sources["train"].warnings, *switched],
     )  # fmt: skip
 
 
@@ -362,16 +364,22 @@ def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dic
     }
 
 
-def _refuse_single_rows(recipe: Recipe, model: Model, data: Dataset) -> None:
-    """Batch norm over rows needs two of them; torch would say so in the middle of the first epoch."""
-    rows, batch = data.splits["train"].num_rows, recipe.train.batch
-    normed = [name for name, part in model.module.named_modules() if isinstance(part, nn.BatchNorm1d) and not is_frozen(part)]
-    if normed and min(rows, batch) > 0 and (batch == 1 or rows % batch == 1):
-        raise RecipeError(
-            f"train.batch got {batch!r}: of {rows} training rows the last batch would hold one, "
-            f"and the batch norm {normed[0]!r} needs two. "
-            f"Use: train.batch={batch + 1 if rows % (batch + 1) != 1 else batch + 2}"
-        )
+def _refuse_single_rows(recipe: Recipe, execution: Execution) -> None:
+    """A batch norm over rows alone needs two of them; torch would say so in the middle of the first epoch."""
+    source, batch, module = execution.sources["train"], recipe.train.batch, execution.model.module
+    name = micro_batch.learning_batch_norm(module)
+    if name is None or not (batch == 1 or source.rows % batch == 1):
+        return
+    with preserved(module), evaluating(module), torch.no_grad():
+        module.train()
+        try:
+            execution.forward(source.encode(np.arange(1), None))
+        except ValueError as error:
+            raise RecipeError(
+                f"train.batch got {batch!r}: of {source.rows} training rows the last batch would hold one, "
+                f"and the batch norm {name!r} needs two. "
+                f"Use: train.batch={batch + 1 if source.rows % (batch + 1) != 1 else batch + 2}"
+            ) from error
 
 
 def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost) -> None:

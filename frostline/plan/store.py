@@ -316,11 +316,14 @@ def _map_file(path: Path, size: int, dtype: torch.dtype) -> Tensor:
 
 
 def prefix_hash(module: torch.nn.Module, names: Sequence[str]) -> str:
-    """Hash of every parameter and buffer at or below the named modules: what the prefix computes depends on nothing else."""
+    """Hash of what the prefix may read: all at or below the named modules, and what else does not learn, wherever it stands."""
     digest = hashlib.blake2b(digest_size=20)
     prefix = tuple(f"{name}." for name in names)
-    for name, tensor in sorted(module.state_dict().items()):
-        if name.startswith(prefix):
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    tensors: dict[str, Tensor] = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    for path, part in module.named_modules():
+        if path.startswith(prefix) or path in names or not any(parameter.requires_grad for parameter in part.parameters(recurse=False)):
+            tensors |= dict(part.named_buffers(path, recurse=False))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

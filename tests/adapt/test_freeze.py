@@ -165,3 +165,14 @@ def test_the_hash_reads_bytes_of_any_type_and_shape():
     before = frozen_hash(module)
     module.flag.fill_(False)
     assert frozen_hash(module) != before
+
+
+def test_a_frozen_module_is_saved_and_read_whole(tmp_path):
+    module = network()
+    freeze(module, head_only)
+    torch.save(module, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    again.train()
+    assert all(is_frozen(part) and not part.training for part in again[0].modules()) and again[3].training
+    unfreeze(again)
+    assert again[0][1].training and module[0][1].training is False

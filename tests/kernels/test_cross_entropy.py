@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from frostline.kernels.cross_entropy import linear_cross_entropy
+from frostline.kernels.packed_product import PackedProduct
 
 ROWS, WIDTH, VOCABULARY = 23, 12, 50
 
@@ -163,3 +164,16 @@ def test_labels_outside_the_vocabulary_are_refused(wrong: int) -> None:
         linear_cross_entropy(hidden, weight, None, labels)
     with pytest.raises(AssertionError, match=r"hidden \(23, 12\) and labels \(22,\)"):
         linear_cross_entropy(hidden, weight, None, labels[1:])
+
+
+def test_a_frozen_weight_by_its_product_beside_a_bias_that_learns() -> None:
+    """BitFit on an output layer with a bias."""
+    hidden, weight, bias, labels = operands(torch.float32, bias=True)
+    assert bias is not None
+    hidden.requires_grad_(), bias.requires_grad_()
+    product = PackedProduct(weight, dtype=torch.float32, rows=ROWS)
+    results = [
+        torch.autograd.grad(linear_cross_entropy(hidden, chosen, bias, labels).nll.sum(), [hidden, bias]) for chosen in (product, weight)
+    ]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

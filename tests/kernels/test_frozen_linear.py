@@ -110,3 +110,21 @@ def test_autocast_gives_what_its_linear_gives() -> None:
     for a, b in zip(ours, plain, strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * float(b.abs().max()))
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1), torch.bfloat16), reason="no bf16 products here")
+def test_where_a_network_switches_autocast_off_for_a_part_the_plain_layer_computes() -> None:
+    module, x = network(), torch.randn(6, 12)
+    chosen = {"0": PackedProduct(module[0].weight, dtype=torch.bfloat16, rows=6)}
+    with multiplying(module, chosen), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", enabled=False):
+            ours = module[0](x)
+        assert module[0](x).dtype == torch.bfloat16
+    assert torch.equal(ours, module[0](x))
+
+
+def test_called_by_keyword() -> None:
+    module, x = network(), torch.randn(6, 12)
+    with multiplying(module, products(module, "0")):
+        ours = module[0](input=x)
+    torch.testing.assert_close(ours, module[0](x))

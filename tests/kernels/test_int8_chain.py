@@ -192,3 +192,25 @@ def test_in_a_network_of_one_s_own() -> None:
     products = lowered(module, x)
     assert names(find(module, products)) == [["body.0.0"], ["body.1.0"]]
     torch.testing.assert_close(computed(module, products, x), one_by_one(module, products, x), rtol=1e-6, atol=1e-6)
+
+
+class _Adding(nn.Module):
+    """A block that calls a ReLU that others may call too."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.act = convolution(8, 8), act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.layer(x))
+
+
+def test_a_member_that_stands_elsewhere_too_is_not_passed_over() -> None:
+    torch.manual_seed(0)
+    act = nn.ReLU()
+    shared = nn.Sequential(convolution(3, 8), act, convolution(8, 8), nn.ReLU(), _Adding(act))
+    x = images()
+    products = lowered(shared, x)
+    assert names(find(shared, products)) == [["2"]]
+    plain, ours = shared(x), computed(shared, products, x)
+    assert float((ours - plain).norm() / plain.norm()) < 0.05

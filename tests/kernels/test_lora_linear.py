@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frostline.kernels.lora_linear import lora_linear
+from frostline.adapt.lora_layers import LoRALinear
+from frostline.kernels.lora_linear import fused, lora_linear
 from frostline.kernels.packed_product import PackedProduct, can_pack
 
 INPUTS, OUTPUTS, RANK, SCALING = 10, 14, 3, 1.7
@@ -138,3 +139,26 @@ def test_a_mask_of_another_kind_is_refused() -> None:
     tensors = operands(torch.float32)
     with pytest.raises(AssertionError, match=r"a mask of torch.float32 \(2, 5, 10\) for x of \(2, 5, 10\): expected bool"):
         lora_linear(*tensors.values(), SCALING, torch.ones(2, 5, INPUTS))
+
+
+class _Doubling(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["plain", "subclass", "hook", "instance"])
+def test_a_layer_that_does_more_than_multiply_is_called(kind: str) -> None:
+    torch.manual_seed(0)
+    base = (_Doubling if kind == "subclass" else nn.Linear)(INPUTS, OUTPUTS)
+    if kind == "hook":
+        base.register_forward_hook(lambda part, args, output: 2 * output)
+    if kind == "instance":
+        base.forward = lambda x: 2 * functional.linear(x, base.weight, base.bias)  # type: ignore[method-assign]
+    layer = LoRALinear(base, rank=2, alpha=4)
+    nn.init.normal_(layer.lora_B)
+    x, seen = torch.randn(3, INPUTS), []
+    expected = layer(x)
+    with fused(nn.Sequential(layer)):
+        seen.append(layer.kernel is not None)
+        torch.testing.assert_close(layer(x), expected)
+    assert seen == [kind == "plain"]

@@ -111,3 +111,11 @@ def test_models_of_transformers(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     with normed(module, norms), torch.autocast("cpu", torch.bfloat16):
         module(ids)
     assert torch.bfloat16 in calls and calls[-1] == torch.float32, "what goes to the head is not narrowed"
+
+
+def test_weights_of_zeros_hide_nothing() -> None:
+    parts = nn.Sequential(nn.LayerNorm(8, bias=False), nn.RMSNorm(8, eps=1e-6))
+    for part in parts:
+        nn.init.zeros_(part.weight)
+    assert list(find(parts, [])) == ["1"]
+    assert not parts[1].weight.any()

@@ -48,3 +48,28 @@ def test_other_rotations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
     for function in (lambda q, k, cos, sin: (q * cos, k * cos), lambda q, freqs: (q, freqs), lambda q, k, cos, sin: q):
         other.apply_rotary_pos_emb = function  # type: ignore[attr-defined]
         assert find(part) == []
+
+
+def test_angles_that_learn_or_turn_a_part_of_the_features_are_left_to_the_model() -> None:
+    torch.manual_seed(0)
+    module, _ = build("llama")
+    found = find(module)
+    apply, q = found[0].apply_rotary_pos_emb, torch.randn(1, 2, 5, 8)
+    angles = torch.randn(1, 5, 4).repeat(1, 1, 2).requires_grad_()
+    with rotated(found):
+        ours = torch.autograd.grad(found[0].apply_rotary_pos_emb(q, q, angles.cos(), angles.sin())[0].square().sin().sum(), angles)
+    expected = torch.autograd.grad(apply(q, q, angles.cos(), angles.sin())[0].square().sin().sum(), angles)
+    assert torch.equal(ours[0], expected[0]) and expected[0].any()
+
+
+def test_partial_rotation() -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=50, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, max_position_embeddings=32
+    )
+    module, ids = GPTNeoXForCausalLM(config).eval(), torch.arange(14).view(2, 7)
+    with rotated(find(module)):
+        ours = module(ids).logits
+    assert torch.equal(ours, module(ids).logits)

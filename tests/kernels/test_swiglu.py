@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from frostline.kernels.swiglu import find, gated, swiglu
 from tests.kernels.transformers_models import build
@@ -56,3 +58,25 @@ def test_blocks_that_compute_something_else_are_left_alone() -> None:
             return x + self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
     assert find(nn.Sequential(Other())) == []
+
+
+class _Gated(nn.Module):
+    def __init__(self, activation: Callable[[Tensor], Tensor] = silu, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 4)
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x)))
+
+
+def test_each_is_tried_whatever_its_output_weights_and_its_dropout() -> None:
+    torch.manual_seed(0)
+    parts = nn.Sequential(_Gated(), _Gated(gelu), _Gated(dropout=0.1), _Gated(), _Gated(gelu))
+    for part in parts[3:]:
+        nn.init.zeros_(part.down_proj.weight), nn.init.zeros_(part.down_proj.bias)
+    state = torch.get_rng_state()
+    assert find(parts.eval()) == ["0", "3"]
+    assert torch.equal(torch.get_rng_state(), state) and not any(part.training for part in parts.modules())
+    nn.init.zeros_(parts[0].gate_proj.weight), nn.init.zeros_(parts[0].gate_proj.bias)
+    assert find(parts) == ["3"], "zeros say nothing of the function"

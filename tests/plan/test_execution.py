@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 import frostline as fl
 from frostline.data.loader import epoch_batches
 from frostline.plan.passes.cache_prefix import fill_stores
+from tests.plan.small import llama_with_lora
 from tests.train.small import cnn, first_rows, plan
 
 
@@ -102,3 +105,22 @@ def test_channels_last_gives_the_network_its_images_so(digits, tmp_path):
         plain = made.execution.forward(batch)
     assert [tensor.is_contiguous() for tensor in seen] == [False, True]
     torch.testing.assert_close(inner, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_exchanged_for_the_process_is_given_back_by_threads_that_train_at_once(tmp_path):
+    from transformers.models.llama import modeling_llama
+
+    plain = modeling_llama.apply_rotary_pos_emb, torch.nn.functional.scaled_dot_product_attention
+    executions = [llama_with_lora(tmp_path / str(number), precision="bf16", fuse_blocks="on").execution for number in range(2)]
+
+    def work(execution):
+        batch = execution.sources["train"].encode(np.arange(4), None)
+        for _ in range(20):
+            execution.backward(execution.forward(batch).nll.sum())
+
+    threads = [threading.Thread(target=work, args=(execution,)) for execution in executions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (modeling_llama.apply_rotary_pos_emb, torch.nn.functional.scaled_dot_product_attention) == plain

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from frostline.adapt.freeze import freeze
-from frostline.plan.frost_line import capture, find_frost_line, resume_from_border
+from frostline.plan.frost_line import capture, find_frost_line, preserved, resume_from_border
 
 transformers = pytest.importorskip("transformers")
 
@@ -192,3 +192,44 @@ def test_gradients_from_the_border_equal_the_plain_ones():
     short = gradients(resume_from_border(module, line, inputs, border))
     assert plain.keys() == short.keys()
     assert all(torch.equal(plain[name], short[name]) for name in plain)
+
+
+class _LastStates(nn.Module):
+    """Reads what a frozen LSTM's two directions end with: (directions, rows, width)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.lstm, self.head = nn.Linear(4, 4), nn.LSTM(4, 5, bidirectional=True, batch_first=True), nn.Linear(10, 3)
+
+    def forward(self, x):
+        _, (last, _) = self.lstm(self.first(x))
+        return self.head(torch.cat([last[0], last[1]], dim=1))
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_as_many_directions_as_rows_are_no_rows(rows):
+    torch.manual_seed(0)
+    module = _LastStates()
+    module.first.requires_grad_(False), module.lstm.requires_grad_(False)
+    line = find_frost_line(module, {"x": torch.randn(rows, 6, 4)})
+    assert line is None or all(item.call.name != "lstm" for item in line.border)
+
+
+def test_as_many_features_as_rows_are_still_rows():
+    module = _Keyword(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)))
+    module.inner[0].requires_grad_(False)
+    line = find_frost_line(module, {"x": torch.randn(2, 4)})
+    assert [(item.call.name, item.shape) for item in line.border] == [("inner.0", (2,))]
+
+
+def test_buffers_that_are_made_anew_expanded_or_written_to_are_put_back():
+    module = nn.Module()
+    module.register_buffer("made", torch.arange(3))
+    module.register_buffer("expanded", torch.ones(1, 3, 1).expand(1, 3, 8))
+    module.register_buffer("counted", torch.zeros(2))
+    before = dict(module.named_buffers())
+    with preserved(module):
+        module.made = torch.arange(5)
+        module.counted += 1
+    assert all(module.get_buffer(name) is buffer for name, buffer in before.items())
+    assert module.made.tolist() == [0, 1, 2] and not module.counted.any()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import frostline as fl
 from frostline.data.dataset import Dataset
@@ -104,3 +105,25 @@ def test_convolutions_and_what_comes_into_them(digits: Dataset, tmp_path: Path) 
     assert item.low == -1.0 and 0.5 < item.high <= float(next(iter(inputs.values())).max()) + 1e-6
     now, then = seconds_now_and_with(item, execution, Int8Convolution(item.layer, low=item.low, high=item.high))
     assert now > 0 and then > 0
+
+
+def test_only_weights_that_are_frozen_parameters_and_layers_as_they_are_written(digits: Dataset, tmp_path: Path) -> None:
+    """A pruned weight is made anew of one that learns, and without gradients does not show it."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 10))
+    net.requires_grad_(False)
+    prune.l1_unstructured(net[1], "weight", amount=0.5)
+    net[3].forward = lambda x: 2 * nn.functional.linear(x, net[3].weight, net[3].bias)  # type: ignore[method-assign]
+    net[4].double(), net[5].requires_grad_(True)
+    net.forward = lambda x: net[5](net[4](net[:4](x).double()).float())  # type: ignore[method-assign]
+    with torch.no_grad():
+        net(torch.zeros(2, 3, 8, 8))
+    made = plan(fl.load(net, data=first_rows(digits, 24), size=8), first_rows(digits, 24), tmp_path, adapt="full", prepack="off")
+    net.requires_grad_(False)[1].weight_orig.requires_grad_(True)
+    assert [item.name for item in frozen_layers(made.execution, 6)] == ["module.5"]
+
+
+def test_layers_that_are_called_by_keyword() -> None:
+    layer, seen = nn.Linear(4, 3).requires_grad_(False), []
+    with observed(nn.Sequential(layer), ["0"], lambda name, x: seen.append((name, tuple(x.shape)))):
+        layer(input=torch.zeros(2, 4))
+    assert seen == [("0", (2, 4))]

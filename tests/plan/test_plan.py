@@ -8,6 +8,7 @@ import json
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 import frostline as fl
 from frostline.errors import DataError, RecipeError
@@ -176,3 +177,15 @@ def test_quality_fast_takes_the_faster_precision(data, monkeypatch):
 
     monkeypatch.setattr(machine, "_measure", lambda: dataclasses.replace(MACHINE, bf16_gflops=500.0))
     assert fl.plan(cnn(data), data, quality="fast").decision("bf16") and not fl.plan(cnn(data), data).decision("bf16")
+
+
+def test_a_last_row_alone_that_a_batch_norm_cannot_take(digits, tmp_path):
+    """Over images it can, as long as these have more than one place."""
+    data = first_rows(digits, 25)
+
+    def net(*pooled: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), *pooled, nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(10))
+
+    plan(fl.load(net(), data=data, size=8), data, tmp_path, adapt="full")
+    with pytest.raises(RecipeError, match=r"train\.batch got 24.*'module\.2' needs two.*train\.batch=25"):
+        plan(fl.load(net(nn.AdaptiveAvgPool2d(1)), data=data, size=8), data, tmp_path, adapt="full")

@@ -15,7 +15,7 @@ import torch
 
 from frostline.errors import RunError
 from frostline.plan.frost_line import BorderTensor, Call, FrostLine
-from frostline.plan.store import StoreDamaged, create_store, evict, open_store, store_key, stores_folder
+from frostline.plan.store import StoreDamaged, create_store, evict, open_store, prefix_hash, store_key, stores_folder
 
 DENSE = BorderTensor(call=Call(name="body", index=0), position=0, per_token=False, shape=(3, 5), dtype=torch.float32)
 TOKENS = BorderTensor(call=Call(name="body", index=0), position=1, per_token=True, shape=(4,), dtype=torch.bfloat16)
@@ -264,3 +264,18 @@ def test_killed_in_the_middle_of_filling_while_another_process_looks_on():
     store.discard()
     assert killed == content(whole().folder)
     process.communicate()
+
+
+def test_the_hash_of_a_prefix_covers_all_that_is_frozen_and_nothing_that_learns():
+    module = torch.nn.Module()
+    module.body, module.head = torch.nn.Linear(3, 3).requires_grad_(False), torch.nn.BatchNorm1d(3)
+    module.position = torch.nn.Parameter(torch.zeros(1, 3), requires_grad=False)
+    module.register_buffer("angles", torch.zeros(3), persistent=False)
+    seen = {prefix_hash(module, ["body"])}
+    for tensor in (module.position, module.angles, module.body.weight):
+        tensor.data += 1
+        seen.add(prefix_hash(module, ["body"]))
+    assert len(seen) == 4
+    module.head.weight.data += 1
+    module.head.running_mean += 1
+    assert prefix_hash(module, ["body"]) in seen

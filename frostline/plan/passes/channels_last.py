@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from frostline.data.loader import Batch
+from frostline.errors import RecipeError
+from frostline.models import model
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -23,10 +25,10 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     module, forced = execution.model.module, recipe.plan.channels_last
     if sum(isinstance(child, nn.Conv2d) for child in module.modules()) < 2:
         return None  # a vision transformer convolves once, to cut the image into patches
-    if forced != "auto":
-        lay_out(execution, forced == "on")
-        return Decision(what="channels_last", on=forced == "on", why=f"switched {forced} in the recipe")
-    batch = _affordable_batch(execution, recipe.train.batch)
+    if forced == "off":
+        lay_out(execution, False)
+        return Decision(what="channels_last", on=False, why="switched off in the recipe")
+    batch = _affordable_batch(execution, 1 if forced == "on" else recipe.train.batch)
 
     def seconds() -> float:
         with torch.no_grad():
@@ -35,7 +37,16 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     with evaluating(module):
         plain = seconds()
         lay_out(execution, True)
-        inner = seconds()
+        try:
+            inner = seconds()
+        except RuntimeError as error:  # x.view(len(x), -1), say, needs the usual one
+            lay_out(execution, False)
+            why = f"the network cannot compute so: {str(error).splitlines()[0]}"
+            if forced == "on":
+                raise RecipeError(f"plan.channels_last got 'on', but {why}. Use: plan.channels_last=auto") from error
+            return Decision(what="channels_last", on=False, why=why)
+    if forced == "on":
+        return Decision(what="channels_last", on=True, why="switched on in the recipe")
     faster = inner < 0.95 * plain
     if not faster:
         lay_out(execution, False)
@@ -56,4 +67,4 @@ def _affordable_batch(execution: Execution, batch: int) -> Batch:
 def lay_out(execution: Execution, on: bool) -> None:
     """Put the network's weights and, from now on, its images into one layout or the other."""
     execution.channels_last = on
-    execution.model.module.to(memory_format=torch.channels_last if on else torch.contiguous_format)  # type: ignore[call-overload]
+    model.lay_out(execution.model.module, channels_last=on)

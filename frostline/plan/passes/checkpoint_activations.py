@@ -5,7 +5,8 @@ it. Cost: another forward pass of these blocks. Of all sets of blocks that free 
 knapsack (Beaumont et al. 2019, "Optimal checkpointing for heterogeneous chains", without its nesting). Exact, bit for bit: the second
 pass has the random state and the precision of the first.
 
-Left as they are: blocks in which a batch norm learns (it would count each batch twice), and blocks that the frost line runs through.
+Left as they are: blocks in which a batch norm learns (it would count each batch twice), blocks that write to a buffer or to what they
+are handed, and blocks that the frost line runs through.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def propose(
     if not (names := can_recompute(execution.model, execution.line)):
         return Decision(what="checkpoint_activations", on=False, why="no block could be computed again by itself"), measured
     blocks = weigh(execution, loss, measured, names)
+    if not blocks:
+        return Decision(what="checkpoint_activations", on=False, why="every block writes to its inputs or buffers"), measured
     largest = max(block.saved for block in blocks.values())
     share = fewest / measured.batch
     freed = {name: block.saved - block.kept for name, block in blocks.items() if block.saved > block.kept}
@@ -89,11 +92,16 @@ def _touched(block: str, before: list[str]) -> bool:
 
 
 def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -> dict[str, Block]:
-    """What each block keeps of the heaviest batch, and its seconds in a usual one: its shares of what the probe has found for all."""
+    """What each block keeps of the heaviest batch, and its seconds in a usual one: its shares of what the probe has found for all.
+
+    Blocks that write to a buffer or to what they are handed, which a second pass would find changed, are left out.
+    """
     module, batch = execution.model.module, heaviest_rows(execution, measured.batch)
     found: dict[int, tuple[str, int]] = {}  # each storage once: the block that kept it first, "" for none, and its bytes
     handed, seconds, inside = dict.fromkeys(names, 0), dict.fromkeys(names, 0.0), [""]
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    read: dict[str, list[tuple[torch.Tensor, int]]] = {}
+    writing: set[str] = set()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -101,7 +109,9 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
             found.setdefault(storage.data_ptr(), (inside[-1], storage.nbytes()))
         return tensor
 
-    def enter(name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = [value for value in (*args, *kwargs.values(), *part.buffers()) if isinstance(value, torch.Tensor)]
+        read[name] = [(tensor, tensor._version) for tensor in tensors]
         inside.append(name)
         handed[name] += sum(value.nbytes for value in args if isinstance(value, torch.Tensor))
         hidden = kwargs.get("hidden_states")
@@ -111,6 +121,8 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
     def leave(name: str, *_: Any) -> None:
         seconds[name] += time.perf_counter()
         inside.pop()
+        if any(tensor._version != version for tensor, version in read.pop(name)):
+            writing.add(name)
 
     with preserved(module):
         handles = []
@@ -134,6 +146,7 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
     return {
         name: Block(saved=int(scale * kept[name]), kept=int(scale * handed[name]), seconds=measured.forward * seconds[name] / whole)
         for name in names
+        if name not in writing
     }
 
 

@@ -7,11 +7,13 @@ Saving: two thirds of the last block, forward and back, whatever is frozen. Exac
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 
-from frostline.data.loader import spread
-from frostline.kernels.first_token import find
+from frostline.data.loader import Batch, spread
+from frostline.kernels.first_token import FirstToken, find
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -27,16 +29,36 @@ def propose(execution: Execution) -> Decision | None:
         found = find(module, execution.model.blocks, lambda: plain.append(execution.forward(few)))
         if found is None or not isinstance(plain[0], torch.Tensor):
             return None
-        execution.first_token = found
+        execution.first_token, counts = found, True
         try:
-            difference = _difference(execution.forward(few), plain[0])
+            ours, counts = _with_the_first_counting(execution, few, found)
+            difference = _difference(ours, plain[0]) if counts else math.inf
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # each architecture fails in its own way
             difference = math.inf
     if not difference <= execution.tolerance:
         execution.first_token = None
-        return Decision(what="first_token", on=False, why="the network reads more of its last block than the first token's output")
+        why = "the network reads more of its last block than the first token's output" if counts else "its outputs do not depend on it yet"
+        return Decision(what="first_token", on=False, why=why)
     why = "the head reads the first token's output, so the last block computes no other behind its attention"
     return Decision(what="first_token", on=True, why=why, settings=found.to_dict())
+
+
+def _with_the_first_counting(execution: Execution, few: Batch, found: FirstToken) -> tuple[Any, bool]:
+    """The outputs, and whether they depend on what the block gives: a head of zeros, as some begin, would hide all that it reads."""
+    given: list[torch.Tensor] = []
+
+    def leaf(_: nn.Module, args: Any, output: Any) -> Any:
+        given.append((output if isinstance(output, torch.Tensor) else output[0]).detach().requires_grad_())
+        return given[0] if isinstance(output, torch.Tensor) else (given[0], *output[1:])
+
+    handle = execution.model.module.get_submodule(found.block).register_forward_hook(leaf)
+    try:
+        with torch.enable_grad():
+            outputs = execution.forward(few)
+            (slope,) = torch.autograd.grad(outputs.sum(), given, allow_unused=True)
+    finally:
+        handle.remove()
+    return outputs.detach(), slope is not None and bool(slope.any())
 
 
 def _difference(ours: object, plain: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ and their passes through memory. Exact.
 from __future__ import annotations
 
 from frostline.adapt.lora_layers import LoRALinear
+from frostline.kernels.lora_linear import multiplies_only
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.recipe import Recipe
@@ -17,9 +18,10 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     layers = [part for part in execution.model.module.modules() if isinstance(part, LoRALinear)]
     if not layers:
         return None
-    plain = [part for part in layers if part.is_plain() and not part.dropout.p]
+    plain = [part for part in layers if part.is_plain() and not part.dropout.p and multiplies_only(part.base)]
     execution.fused = on = recipe.plan.fuse_adapter != "off" and bool(plain)
     counted = f"{len(plain)} linear layers with LoRA"
     if len(plain) < len(layers):
-        counted = f"{len(plain)} of {len(layers)} linear layers with LoRA: the others have dropout, DoRA, PiSSA or a base in few bits"
+        others = "the others have dropout, DoRA, PiSSA, or a base in few bits or of a kind of its own"
+        counted = f"{len(plain)} of {len(layers)} linear layers with LoRA: {others}"
     return Decision(what="fuse_adapter", on=on, why=counted if on or not plain else "switched off in the recipe")

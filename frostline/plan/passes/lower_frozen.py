@@ -3,8 +3,8 @@
 
 Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
 before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` the layers whose
-own outputs differ most are left as they are, until it does not. The output layer is never lowered: the gradients of probabilities
-are too small for 8 bits. What learns stays in floating point.
+own outputs differ most are left as they are, until it does not. Where the loss does not depend on them yet, those outputs decide.
+The output layer is never lowered: the gradients of probabilities are too small for 8 bits. What learns stays in floating point.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
 LIMIT = 0.01
 """Largest relative difference of the held-out loss."""
+_OUTPUT_LIMIT = 0.05
+"""The same of a layer's own outputs, by which it is judged where the loss does not depend on them yet."""
 _FASTER = 0.9
 _FEW, _ROWS = 4, 32
 """Held-out rows that are looked at, at least and at most, as long as a pass of them takes about ``_SECONDS``."""
@@ -61,7 +63,8 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
         return replace(off, why="no shape of the frozen layers is multiplied faster in int8 on this machine")
     kept, before, after = _within_limit(chosen, products, execution, loss)
     if not kept:
-        return replace(off, why=f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}")
+        why = f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}"
+        return replace(off, why=why if after != before else f"what each layer gives would change by more than {_OUTPUT_LIMIT:.0%}")
     execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
@@ -137,9 +140,11 @@ def _within_limit(
             execution.products = plain | {item.name: products[item.name] for item in kept}
             after = _mean_loss(execution, loss, batch)
             execution.products = plain
-            if _change(before, after) <= LIMIT:
+            if _change(before, after) <= LIMIT and after != before:
                 return kept, before, after
             errors = errors or _output_errors(chosen, products, execution, batch)
+            if after == before:  # to the last bit: what they give does not count yet, as before a head of zeros
+                return [item for item in kept if errors[item.name] <= _OUTPUT_LIMIT], before, after
             kept = sorted(kept, key=lambda item: errors[item.name])[: len(kept) * 3 // 4]
     return [], before, after
 

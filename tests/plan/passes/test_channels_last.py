@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import frostline as fl
+from frostline.errors import RecipeError
 from frostline.plan.passes import channels_last
 from tests.train.small import cnn, first_rows, plan
 
@@ -67,3 +69,26 @@ def test_a_run_in_this_layout_learns_the_same(digits, tmp_path):
         for wish in ("on", "off")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class _Viewing(nn.Module):
+    """Flattens by view, which wants the usual layout."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+        self.places = nn.Parameter(torch.zeros(1, 1, 2, 2, 2))
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).view(len(x), -1))
+
+
+def test_a_network_that_wants_the_usual_layout_keeps_it(digits, tmp_path):
+    data = first_rows(digits, 24)
+    module = _Viewing()
+    made = plan(fl.load(module, data=data, size=8), data, tmp_path / "run", channels_last="auto", epochs=1)
+    assert not decision(made).on and "view" in decision(made).why and set(inner(module)) == {False}
+    fl.train(made, quiet=True)
+    with pytest.raises(RecipeError, match=r"channels_last got 'on'.*view.*channels_last=auto"):
+        plan(fl.load(_Viewing(), data=data, size=8), data, tmp_path / "other", channels_last="on")

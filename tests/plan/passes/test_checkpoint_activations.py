@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import frostline as fl
 from frostline.data.dataset import Dataset
@@ -19,7 +20,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.frost_line import Call, FrostLine
 from frostline.plan.passes.checkpoint_activations import can_recompute, cheapest
 from frostline.plan.plan import Plan
-from tests.plan.small import bert_with_lora, llama_with_lora
+from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed
 
 
@@ -110,3 +111,38 @@ def test_the_cheapest_set(items: list[tuple[float, int]], share: float) -> None:
     every = [names for count in range(len(items) + 1) for names in itertools.combinations(freed, count)]
     costs = [sum(seconds[name] for name in names) for names in every if sum(freed[name] for name in names) >= safe]
     assert not costs or sum(seconds[name] for name in chosen) <= min(costs) * (1 + 1e-9)
+
+
+class _Counting(nn.Module):
+    """``writes``: what its block changes beside what it gives."""
+
+    def __init__(self, writes: str) -> None:
+        super().__init__()
+        self.layer, self.writes = nn.Linear(16, 16), writes
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.writes == "buffer":
+            self.seen += 1
+        return self.layer(nn.functional.silu(x, inplace=self.writes == "input"))
+
+
+@pytest.mark.parametrize("writes", ["nothing", "buffer", "input"])
+def test_blocks_that_write_are_computed_once(writes: str, digits: Dataset, tmp_path: Path) -> None:
+    data = first_rows(digits, 24)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), *(_Counting(writes) for _ in range(3)), nn.Linear(16, 10))
+    model = fl.load(net, data=data, size=8)
+    model.blocks = ["module.2", "module.3", "module.4"]
+    made = plan(model, data, tmp_path, adapt="full", checkpoint_activations="on", epochs=1, batch=12)
+    assert bool(made.execution.recomputed) == (writes == "nothing")
+    fl.train(made, quiet=True)
+
+
+def test_the_models_own_is_switched_off(tmp_path: Path) -> None:
+    data = talks()
+    model = llama(data)
+    model.module.gradient_checkpointing_enable()
+    made = plan(model, data, tmp_path, adapt="full", pack="on", batch=6, epochs=1)
+    assert any("own gradient checkpointing was switched off" in text for text in made.warnings)
+    assert made.decision("pack")
+    fl.train(made, quiet=True)

@@ -12,6 +12,7 @@ import torch
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.plan.decision import Decision
+from frostline.plan.passes import first_token
 from frostline.plan.plan import Plan
 from tests.plan.small import bert_with_lora, gradients, llama_with_lora, without_dropout
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed
@@ -63,3 +64,14 @@ def test_not_where_more_is_read_or_nothing_attends(digits: Dataset, texts: Datas
     loss, _ = gradients(without_dropout(made))
     made.execution.first_token = None
     assert loss == pytest.approx(gradients(made)[0], rel=1e-5)
+
+
+def test_a_head_of_zeros_shows_nothing(texts: Dataset, tmp_path: Path) -> None:
+    made = bert_with_lora(texts, tmp_path)
+    assert decision(made).on  # type: ignore[union-attr]
+    head = made.model.module.classifier
+    torch.nn.init.zeros_(head.weight)
+    made.execution.first_token = None
+    refused = first_token.propose(made.execution)
+    assert refused is not None and not refused.on and "do not depend on it yet" in refused.why
+    assert made.execution.first_token is None

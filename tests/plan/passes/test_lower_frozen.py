@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import frostline as fl
 from frostline.data.dataset import Dataset
@@ -184,3 +184,16 @@ def test_convolutions_that_a_gradient_passes_are_left_alone(digits: Dataset, tmp
     assert all(float(gradient.norm()) > 0 for name, gradient in gradients(made)[1].items() if "lora_B" in name)
     made = pictures(digits, tmp_path, adapt="bitfit", cache="off")
     assert not made.execution.products, "a bias learns in each"
+
+
+def test_before_a_head_of_zeros_the_layers_own_outputs_decide(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    nn.init.zeros_(net[5].weight), nn.init.zeros_(net[5].bias)
+    data = first_rows(digits, 48)
+    options = {"adapt": "head", "int8": "on", "prepack": "off", "cache": "off"}
+    made = plan(fl.load(net, data=data, size=8), data, tmp_path, **options)
+    assert decision(made).on and made.execution.lowered == ["module.1", "module.3"]
+    monkeypatch.setattr(lower_frozen, "_OUTPUT_LIMIT", 1e-6)
+    refused = decision(plan(fl.load(net, data=data, size=8), data, tmp_path, **options))
+    assert not refused.on and "what each layer gives" in refused.why
