@@ -49,6 +49,10 @@ class FrozenProduct(ABC):
     @abstractmethod
     def multiply(self, rows: Tensor, form: Any, bias: Tensor | None) -> Tensor: ...
 
+    def drop_forms(self) -> None:
+        """Give back their memory; they are made again where one is asked for."""
+        self._forms.clear()
+
     def _form(self, transposed: bool) -> Any:
         version = self.weight._version
         made_of, form = self._forms.get(transposed, (None, None))

@@ -31,7 +31,7 @@ from frostline.train.checkpoint import Counters
 from frostline.train.doctor import GradientWatch, diagnose, stop_without_labels
 from frostline.train.ema import Ema
 from frostline.train.interrupt import StopRequest, stop_on_interrupt
-from frostline.train.optimizers import Optimizer, build_optimizer, set_rate, state_from_tensors, state_to_tensors
+from frostline.train.optimizers import Optimizer, build_optimizer, forget, set_rate, state_from_tensors, state_to_tensors
 from frostline.train.out_of_memory import divided, halved, ran_out
 from frostline.train.record import Recorder
 from frostline.train.run import Run, in_use
@@ -56,6 +56,12 @@ class State:
     def frozen(self) -> str:
         """Hash of everything that must not change."""
         return frozen_hash(self.plan.model.module)
+
+    def release(self) -> None:
+        """Give back the memory of what no step will need again: gradients, the optimiser's state, forms of weights to multiply by."""
+        forget(self.optimizer)
+        for product in self.plan.execution.products.values():
+            product.drop_forms()
 
 
 def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothing, quiet: bool = True) -> None:

@@ -115,6 +115,13 @@ def state_from_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], valu
         part.state[parameter][key] = _as_state(value, parameter, full_name) if isinstance(value, Tensor) else value
 
 
+def forget(optimizer: Optimizer) -> None:
+    """Give back the memory of its state and of all gradients."""
+    optimizer.zero_grad()
+    for part in _parts(optimizer):
+        part.state.clear()
+
+
 def _as_state(value: Tensor, parameter: nn.Parameter, full_name: str) -> Tensor:
     """A copy of its own, in the parameter's memory layout where it has the parameter's shape."""
     if value.shape == parameter.shape and value.dim() > 0:

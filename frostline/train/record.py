@@ -136,14 +136,8 @@ class Recorder:
 
     def finish(self, state: State, say: Callable[[str], None] = say_nothing) -> None:
         """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""
-        counters = state.counters
-        best = self.folder / f"step-{counters.best_step or counters.step:08d}"
-        _, tensors, _ = load_checkpoint(best)
-        copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
-        averages, parameters = tensors.get("ema", {}), dict(self.plan.model.module.named_parameters())
-        with torch.no_grad():  # after, not merged into, the others: a tied weight stands there under another name as well
-            for name, average in averages.items():
-                parameters[name].copy_(average)
+        state.release()
+        self._put_back_best(state.counters)
         card = self.plan.model.card
         card.preprocess = with_prompt(card.preprocess, self.plan.recipe.data.prompt)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=rebuild)
@@ -151,6 +145,14 @@ class Recorder:
         actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
+
+    def _put_back_best(self, counters: Counters) -> None:
+        _, tensors, _ = load_checkpoint(self.folder / f"step-{counters.best_step or counters.step:08d}")
+        copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
+        averages, parameters = tensors.get("ema", {}), dict(self.plan.model.module.named_parameters())
+        with torch.no_grad():  # after, not merged into, the others: a tied weight stands there under another name as well
+            for name, average in averages.items():
+                parameters[name].copy_(average)
 
     def _save_adapter(self, say: Callable[[str], None]) -> None:
         """Beside the whole model the adapter alone, as PEFT reads it, where the method has a place in PEFT's format."""

@@ -9,7 +9,7 @@ import torch
 
 import frostline as fl
 from frostline import api
-from frostline.train import loop
+from frostline.train import loop, record
 from frostline.train.checkpoint import checkpoints, load_checkpoint
 from frostline.train.record import Recorder
 from tests.train.small import cnn, first_rows, plan, saved
@@ -163,3 +163,24 @@ def test_predicted_beside_actual(data, tmp_path):
     stored = (48 + made.execution.sources["validation"].rows) * 4 * 4
     assert cost["actual"]["disk_bytes"] == files + stored
     assert cost["predicted"] == made.predicted.to_dict() and cost["actual"]["peak_bytes"] > 50e6
+
+
+def test_saving_needs_no_memory_of_the_training(data, tmp_path, monkeypatch):
+    """Gradients, the optimiser's state and packed weights are gone before the model is written and read back."""
+    made = plan(cnn(data), data, tmp_path / "run", adapt="head", prepack="on", cache="off", epochs=1)
+    seen = {}
+    start, save = loop.start, record.save_model
+
+    def remember(*args):
+        seen["state"] = start(*args)
+        return seen["state"]
+
+    def look(*args, **options):
+        seen["held"] = [len(seen["state"].optimizer.state), *(len(product._forms) for product in made.execution.products.values())]
+        seen["gradients"] = [p.grad for p in made.model.module.parameters() if p.grad is not None]
+        save(*args, **options)
+
+    monkeypatch.setattr(loop, "start", remember)
+    monkeypatch.setattr(record, "save_model", look)
+    fl.train(made, quiet=True)
+    assert set(seen["held"]) == {0} and not seen["gradients"]
