@@ -18,7 +18,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from frostline.kernels.unpad import is_cache, unpadded_again
+from frostline.kernels.caches import is_cache
+from frostline.kernels.unpad import unpadded_again
 from frostline.models.model import with_own
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from frostline.adapt.virtual import find as find_virtual_tokens
 from frostline.errors import ModelError
 from frostline.kernels.attention import AttentionRule, varlen_attention
+from frostline.kernels.caches import configs, is_cache
 from frostline.models.model import Model, evaluating
 
 NAME = "frostline"
@@ -68,7 +69,7 @@ def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor) -
     lengths = [length for length in real.sum(1).tolist() if length]
     positions = real.flatten().nonzero().squeeze(1)
     parts = [module.get_submodule(name) for name in blocks]
-    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, configs=_configs(parts))
+    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, configs=configs(parts))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_attending(batch))
         for part in dict.fromkeys(parts):
@@ -118,11 +119,11 @@ def can_unpad(model: Model) -> str | None:
     if find_virtual_tokens(model.module):
         return "virtual tokens stand before every row"
     parts = [model.module.get_submodule(name) for name in model.blocks]
-    configs = _configs(parts)
+    found = configs(parts)
     owners = [part for part in model.module.modules() if isinstance(part, PreTrainedModel)]
-    if not configs or not owners or not all(owner._can_set_attn_implementation() for owner in owners):
+    if not found or not owners or not all(owner._can_set_attn_implementation() for owner in owners):
         return "its attention does not go through the attention interface of transformers"
-    for config in [*configs, *(owner.config for owner in owners)]:
+    for config in [*found, *(owner.config for owner in owners)]:
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
             return "its blocks attend to a second sequence"
         others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
@@ -158,12 +159,6 @@ def _last_output(model: Model, inputs: Mapping[str, Tensor]) -> Tensor:
     finally:
         handle.remove()
     return outputs[-1]
-
-
-def _configs(parts: Sequence[nn.Module]) -> list[Any]:
-    """The configurations that the blocks' attention reads its implementation from."""
-    configs = (getattr(inner, "config", None) for part in parts for inner in part.modules())
-    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}.values())
 
 
 def _register() -> None:
@@ -268,10 +263,3 @@ def _gather_tensor(value: Tensor, batch: _Batch) -> Tensor | None:
     if shape == (batch.width,):
         return value[batch.positions % batch.width]
     return value
-
-
-def is_cache(value: Any) -> bool:
-    """Whether this is a cache of keys and values, as models of ``transformers`` hand it to their blocks."""
-    from transformers import Cache
-
-    return isinstance(value, Cache)

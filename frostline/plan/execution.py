@@ -20,6 +20,7 @@ from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
 from frostline.kernels.attention import with_wide_gradients
+from frostline.kernels.caches import without_caches
 from frostline.kernels.first_token import FirstToken, reading_first
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
@@ -210,7 +211,8 @@ class Execution:
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
         multiplied, chains = multiplying(module, self.products), chained(module, self.products)
-        with _ONE_THREAD, lora, blocks, attention, multiplied, chains, first, recomputing(module, self.recomputed):
+        uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
+        with _ONE_THREAD, uncached, lora, blocks, attention, multiplied, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from frostline.adapt.wrapper import Wrapper
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.plan.execution import Execution
@@ -244,7 +245,9 @@ def _largest_output(execution: Execution, batch: Batch) -> float:
         if isinstance(output, Tensor):
             largest = max(largest, output.nbytes)
 
-    handles = [child.register_forward_hook(leave) for child in module.modules() if not list(child.children())]
+    wrapped = {id(inner) for part in module.modules() if isinstance(part, Wrapper) for inner in part.modules() if inner is not part}
+    parts = [part for part in module.modules() if id(part) not in wrapped and (isinstance(part, Wrapper) or not list(part.children()))]
+    handles = [part.register_forward_hook(leave) for part in parts]  # a wrapped layer with a hook would be called by itself
     try:
         with torch.no_grad():
             execution.forward(batch)

@@ -109,10 +109,14 @@ def _blocks_before(line: FrostLine, model: Model) -> list[str]:
 
 
 def _few(source: SplitSource) -> Batch:
-    """Two rows show what depends on the row; of texts the shortest, a middle one and the longest, so that there is padding."""
+    """Two rows show what depends on the row; of texts three, from the shortest to a middle one, so that there is padding; where these
+    are as long as each other, to the longest."""
     if source.lengths is None:
         return source.encode(spread(source.rows, 2), None)
-    return source.encode(np.argsort(source.lengths, kind="stable")[spread(source.rows, 3)], None)
+    order = np.argsort(source.lengths, kind="stable")
+    shorter = order[: len(order) // 2 + 1]
+    uneven = source.lengths[shorter[0]] < source.lengths[shorter[-1]]
+    return source.encode((shorter if uneven else order)[spread(len(shorter) if uneven else len(order), 3)], None)
 
 
 def _offsets(source: SplitSource) -> torch.Tensor:

@@ -22,6 +22,8 @@ from frostline.plan.execution import Execution
 @torch.no_grad()
 def propose(execution: Execution) -> Decision | None:
     """Whether the last block is computed so; None where the network has no such block."""
+    if execution.task.per_token:
+        return None
     source, module = execution.sources["train"], execution.model.module
     few = source.encode(spread(source.rows, 1 if source.lengths is None else 2), None)  # images all have as many tokens
     plain: list[torch.Tensor] = []
