@@ -121,7 +121,7 @@ def evaluate(
     """
     run = run if isinstance(run, Run) else open_run(run)
     model, data = model or load(run), run.data
-    split = split or next(name for name in ("test", "validation", "train") if name in data.splits)
+    asked, split = split, split or next(name for name in ("test", "validation", "train") if name in data.splits)
     if split not in data.splits:
         raise RunError(f"split={split!r}: the run {str(run.folder)!r} has {', '.join(data.splits)}. Choose one of them with --split")
     recipe = run.recipe
@@ -137,6 +137,8 @@ def evaluate(
         report = build_task_report(data.schema, scores, labels, answers, split=split, **known)
         if needed(recipe.train, data.schema) and not (compared and in_place(model)):
             report.notes.append("the reference model is gone: rewards here are log-probabilities of the answers alone")
+    if asked is None and split == "train":
+        report.notes.append("no rows are held out: these are the rows that the model was trained on")
     page = report_html(report, f"{model.card.name} · {run.folder.name}", max_pixels=recipe.data.max_pixels)
     write_atomically(run.folder / "report.json", report.to_json().encode())
     write_atomically(run.folder / "report.html", page.encode())

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from frostline.adapt.apply import adapt
+from frostline.adapt.apply import adapt, frozen_at_random
 from frostline.adapt.groups import parameter_groups
 from frostline.adapt.rebuild import rebuild
 from frostline.conflicts import conflicts, conflicts_of_recipe
@@ -102,10 +102,14 @@ def check(recipe: Recipe, *, sources: Collection[str] = (), progress: bool = Tru
         return findings
     findings.warnings += data.report.warnings
     findings.errors += conflicts(recipe, data.schema, data)
+    if recipe.data.size is not None and recipe.data.size < 1:
+        return findings  # no row can be shown
     try:
         preprocess = preprocess_of(recipe, data)
         findings.rows = _rows(findings, preprocess, data, recipe.data)
-        findings.errors += _learning_errors(load_model(recipe, data, rebuild=rebuild, preprocess=preprocess), recipe)
+        model = load_model(recipe, data, rebuild=rebuild, preprocess=preprocess)
+        findings.errors += _learning_errors(model, recipe)
+        findings.warnings += frozen_at_random(model)
     except FrostlineError as error:
         findings.errors.append(str(error))
     return findings
@@ -141,20 +145,10 @@ def _rows(findings: Findings, preprocess: ImagePreprocess | TextPreprocess, data
             findings.errors += [] if str(error) in findings.errors else [str(error)]
     source = encoded.get("train")
     if source is not None:
-        findings.warnings += _label_warnings(source, preprocess)
+        findings.warnings += source.warnings
     if source is None and data.schema.task != "chat":  # conversations are shown turn by turn even where none of them is learned
         return []
     return rows_as_seen(preprocess, data, recipe, source=source)
-
-
-def _label_warnings(source: SplitSource, preprocess: TextPreprocess) -> list[str]:
-    """What the training split's tokens say: cuts, and labels that a user must know of."""
-    if not source.truncated or source.warnings:  # a task's own warnings tell of cuts themselves
-        return source.warnings
-    return [
-        f"{source.truncated:.1%} of the training texts are longer than {preprocess.max_length} tokens and are cut. "
-        "Raise data.max_length if the end matters"
-    ]
 
 
 def _room(recipe: Recipe) -> list[str]:

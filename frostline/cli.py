@@ -273,7 +273,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _print(options, {**report.to_dict(), "html": str(page)}, f"{report}\n\nThe whole report: {page}")
 
 
-def _predict(options: argparse.Namespace) -> None:
+def _predict(options: argparse.Namespace) -> int:
     import time
 
     from frostline import api
@@ -305,6 +305,7 @@ def _predict(options: argparse.Namespace) -> None:
     _print(options, {"predictions": results, "rows_per_second": rate}, "\n".join(map(_prediction_line, results)))
     if not options.quiet and not options.json:
         print(f"{len(results)} rows, {rate:.1f} rows/s", file=sys.stderr)
+    return 2 if results and all("error" in result for result in results) else 0
 
 
 def _note(options: argparse.Namespace) -> Callable[[str], None]:
@@ -391,5 +392,6 @@ def _find_lr(options: argparse.Namespace) -> None:
         raise RunError(f"{str(out)!r} exists already and was not written over. Choose another file with --out")
     found = find_lr(_stages(options))
     write_atomically(out, found.svg().encode())
-    text = f"suggested: train.lr={found.suggestion:.1e} (loss falls fastest there; it blows up at {found.diverges_at:.1e}). Picture: {out}"
+    end = f"it blows up at {found.diverges_at:.1e}" if found.diverges_at else f"it does not blow up below {found.lrs[-1]:.1e}"
+    text = f"suggested: train.lr={found.suggestion:.1e} (the loss falls there; {end}). Picture: {out}"
     _print(options, {"suggestion": found.suggestion, "lrs": found.lrs, "losses": found.losses, "picture": str(out)}, text)

@@ -136,6 +136,7 @@ def _out_of_range(recipe: Recipe) -> list[str]:
         ),
         ("plan.micro_batch", recipe.plan.micro_batch, recipe.plan.micro_batch is None or recipe.plan.micro_batch >= 1, "1 or more", "8"),
         ("adapt.every", adapt.every, adapt.method != "gradual" or adapt.every >= 1, "1 or more", "1"),
+        ("data.size", recipe.data.size, recipe.data.size is None or recipe.data.size >= 1, "1 or more", "224"),
         ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),
         *_augment_rules(recipe.data.augment),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def test_loaded_is_bitwise_what_was_trained(request: pytest.FixtureRequest, kind
     for again in (fl.load(run), fl.load(run.folder), fl.load(str(run.folder)), fl.load(run.model_folder)):
         assert torch.equal(outputs(again, data), expected)
     assert torch.equal(outputs(fl.load(str(run.folder), task=data.task), data), expected)
+
+
+def test_evaluate_says_where_nothing_was_held_out(digits: Dataset) -> None:
+    data = replace(digits, splits={"train": digits.splits["train"].slice(0, 30)})
+    run, _ = trained(data, "cnn")
+    assert any("the model was trained on" in note for note in fl.evaluate(run).notes)
+    assert not any("the model was trained on" in note for note in fl.evaluate(run, "train").notes), "it was asked for"
 
 
 def test_evaluate_writes_the_report(digits: Dataset) -> None:

@@ -239,3 +239,15 @@ def test_a_chat_template_that_is_chosen_is_told(nothing_else: None, tmp_path_fac
     findings = check(Recipe().with_values({"data.path": folder / "talks.jsonl", "model.name": model, "data.max_length": 160}))
     assert findings.errors == []
     assert any("the chat template was missing" in text for text in findings.warnings)
+
+
+def test_images_of_no_size(nothing_else: None, digit_folder: Path) -> None:
+    findings = check(Recipe().with_values({"data.path": digit_folder, "model.name": "cnn", "data.size": 0}))
+    assert any("data.size got 0, expected 1 or more" in text for text in findings.errors)
+
+
+def test_random_weights_that_never_learn(nothing_else: None, digit_folder: Path) -> None:
+    values = {"data.path": digit_folder, "model.name": "cnn", "data.size": 32}
+    frozen, learning = (check(Recipe().with_values({**values, "adapt.method": method})) for method in ("head", "full"))
+    assert any("of 'cnn' are random and frozen" in text for text in frozen.warnings)
+    assert not any("random" in text for text in learning.warnings)

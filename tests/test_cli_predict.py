@@ -63,3 +63,11 @@ def test_predict_writes_no_more_than_it_is_told(command: Command, text_run: Path
     assert len(found["text"]) <= 1
     found = json.loads(command("predict", run, tmp_path / "pairs.jsonl", "--max-new-tokens", "1", "--json").out)["predictions"]
     assert [row["input"] for row in found] == [row["source"] for row in rows]
+
+
+def test_predict_where_nothing_can_be_predicted(command: Command, image_run: Path, digit_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.jpg").write_text("no image")
+    done = command("predict", image_run, tmp_path / "no.jpg")
+    assert done.code == 2 and "error: " in done.out
+    done = command("predict", image_run, tmp_path / "no.jpg", next(digit_folder.rglob("*.png")))
+    assert done.code == 0 and len(done.out.splitlines()) == 2

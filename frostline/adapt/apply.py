@@ -7,6 +7,7 @@ and ``apply(model, recipe, seed)``.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from frostline.adapt import adapter, bitfit, full, gradual, head, ia3, last, lora, norms, peft_config, prefix, prompt, vera
@@ -48,6 +49,17 @@ def adapt(model: Model, recipe: Any = None, *, seed: int = 0, **options: Any) ->
         model.card.arguments.setdefault("adapt", {"method": name}).update(quantized)
     model.recipe = dataclasses.replace(model.recipe, adapt=resolved)
     return model
+
+
+def frozen_at_random(model: Model) -> list[str]:
+    """A warning where weights are frozen that nobody has trained: what learns then builds on random features."""
+    name = model.recipe.model.name
+    if model.card.source != "from zero" or model.recipe.adapt.method == "gradual" or (name and Path(name).exists()):
+        return []
+    frozen = sum(parameter.numel() for parameter in model.module.parameters() if not parameter.requires_grad)
+    if not frozen:
+        return []
+    return [f"{frozen:,} weights of {model.card.name!r} are random and frozen, so they never learn. Give model.weights=FILE, or adapt=full"]
 
 
 def resolve_method(model: Model, recipe: AdaptRecipe) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,12 +45,18 @@ PEFT_METHODS = ("lora", "ia3", "vera", "prompt", "p-tuning", "prefix")
 """The methods that PEFT's format has a place for."""
 
 
+def _base_name(model: Model) -> str | None:
+    """The folder or the hub's name by which ``transformers`` reads the base; a single file it does not."""
+    name = model.recipe.model.name
+    return name if name and name == model.card.source and not Path(name).is_file() else None
+
+
 def config_of(model: Model, name: str) -> dict[str, Any]:
     """The configuration of an adapter. Raises ModelError for a method that PEFT's format has no place for."""
     settings = in_place(model)
     method = settings["method"] if settings is not None else model.recipe.adapt.method
     common = {
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": _base_name(model),
         "inference_mode": True,
         "modules_to_save": places(model) or None,
         "task_type": _task_type(model),

@@ -7,6 +7,7 @@ guess is noted with the key that overrides it. Two columns that fit the winning 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Literal
 
 from frostline.errors import DataError
@@ -79,7 +80,7 @@ def choose_column(names: Sequence[str], role: Role, given: str | None, where: st
     if found is None:
         raise DataError(
             f"{where}: no column looks like the {_what(role)}; the columns are: {_listed(names)}. "
-            f"Set {flag}=NAME (names that are recognised: {', '.join(NAMES[role])})"
+            f"Set {flag}=NAME (names that are recognised: {', '.join(NAMES[role])}){_nearly(names)}"
         )
     alike = [name for name in names if name.casefold() == found.casefold()]
     if len(alike) > 1:
@@ -89,6 +90,12 @@ def choose_column(names: Sequence[str], role: Role, given: str | None, where: st
     others = [name for name in _candidates(names, role) if name not in found.split("+")]
     also = f"; {_listed(others)} would fit too" if others else ""
     return found, [f"{_what(role)} column: {found!r} (guessed; set {flag}{also})"]
+
+
+def refuse_same(given: str, label: str, where: str) -> None:
+    """Raises DataError where what is learned from is the label itself."""
+    if given == label:
+        raise DataError(f"{where}: {given!r} is the input and the label, expected two columns. Set data.input_column or data.label_column")
 
 
 def split_joined(names: Sequence[str], column: str) -> list[str]:
@@ -106,6 +113,13 @@ def _parts(names: Sequence[str], role: Role, given: str) -> list[str]:
 
 def _candidates(names: Sequence[str], role: Role) -> list[str]:
     return [name for wanted in NAMES[role] for name in names if name.casefold() == wanted]
+
+
+def _nearly(names: Sequence[str]) -> str:
+    """A hint where a column's name is nearly one that tells the task."""
+    known = {"messages", "conversations", "chosen", "rejected", "prompt", "completion", "instruction", "output"}
+    close = [(name, found[0]) for name in names if (found := get_close_matches(name.casefold(), known, n=1, cutoff=0.8))]
+    return f". Did you mean {close[0][1]!r} by {close[0][0]!r}?" if close else ""
 
 
 def _what(role: Role) -> str:

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from frostline.data.dataset import Schema, labels_tensor
-from frostline.data.loader import Encode, Encoded
+from frostline.data.loader import Encode, Encoded, spread
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.errors import DataError
 from frostline.recipe import AugmentRecipe, DataRecipe
+
+_ROWS, _MOST_UNKNOWN = 64, 0.2
+"""Rows that are looked at for unknown tokens, and the share of these that is told of: names and rare words make a few."""
 
 
 @dataclass(kw_only=True)
@@ -73,14 +76,16 @@ def split_source(
         from frostline.data.text_encoder import text_encoder
 
         encode, lengths, truncated = text_encoder(table, schema, preprocess)
-        return SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
+        source = SplitSource(table=table, schema=schema, encode=encode, lengths=lengths, truncated=truncated)
+        source.warnings = _warnings(source, preprocess)
+        return source
     try:
         made = _rows_encoder(schema.task)(table, preprocess, recipe)
     except DataError as error:
         raise DataError(f"the {name} split: {error}" if name else str(error)) from error
     if schema.task == "causal-lm":  # a document gives many blocks, and its text would be copied for each of them
         table = table.drop_columns(["text"])
-    return SplitSource(
+    source = SplitSource(
         table=table.take(pa.array(made.kept)),
         schema=schema,
         encode=made.encode,
@@ -89,6 +94,34 @@ def split_source(
         warnings=made.warnings,
         row_labels=made.row_labels,
     )
+    source.warnings = [*made.warnings, *_warnings(source, preprocess)]
+    return source
+
+
+def _warnings(source: SplitSource, preprocess: TextPreprocess) -> list[str]:
+    """What a user must know of a split's tokens, whatever the task: cuts, where the task does not tell of them, and unknown ones."""
+    found = []
+    if source.truncated and not source.warnings:
+        found.append(
+            f"{source.truncated:.1%} of the training texts are longer than {preprocess.max_length} tokens and are cut. "
+            "Raise data.max_length if the end matters"
+        )
+    if (share := _unknown(source, preprocess)) > _MOST_UNKNOWN:
+        found.append(
+            f"{share:.0%} of the training texts' tokens are unknown to the model ({preprocess.tokenizer.unk_token}): "
+            "it was not made for this language or script. Choose another with model.name"
+        )
+    return found
+
+
+def _unknown(source: SplitSource, preprocess: TextPreprocess) -> float:
+    """The share of unknown tokens in some rows; 0 where the tokenizer has no token for these alone."""
+    tokenizer = preprocess.tokenizer
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if not source.rows or tokenizer.unk_token_id is None or tokenizer.unk_token_id in others:
+        return 0.0
+    inputs = source.encode(spread(source.rows, _ROWS), None).inputs
+    return float((inputs["input_ids"][inputs["attention_mask"].bool()] == tokenizer.unk_token_id).float().mean())
 
 
 def _rows_encoder(task: str) -> Callable[[pa.Table, TextPreprocess, DataRecipe], Encoded]:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from frostline.data.columns import choose_column
+from frostline.data.columns import choose_column, refuse_same
 from frostline.data.idx import idx_pairs, read_idx
 from frostline.data.images import decode_with_size, pillow_to_rgb, read_image_file
 from frostline.data.raw import Raw, SetAside
@@ -91,6 +91,7 @@ def from_table(table: pa.Table, origins: list[str], base: str | Path, recipe: Da
     where = origins[0].rpartition(":")[0] if origins else "table"
     image, image_notes = choose_column(table.column_names, "image", recipe.input_column, where)
     label, label_notes = choose_column(table.column_names, "label", recipe.label_column, where)
+    refuse_same(image, label, where)
     root = Path(os.path.abspath(base))
     resolved = [_resolve(value, root) for value in table[image].to_pylist()]
     found = _examine(list(dict.fromkeys(str(path) for path in resolved if isinstance(path, Path))), recipe, progress)

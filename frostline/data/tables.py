@@ -256,7 +256,7 @@ def _line_items(text: str, path: Path) -> Iterator[tuple[int, Any, str | None]]:
         try:
             yield line, json.loads(content), None
         except json.JSONDecodeError as error:
-            yield line, None, f"malformed JSON: {error.msg} at column {error.colno}"
+            yield line, None, f"malformed JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         except (ValueError, RecursionError) as error:
             yield line, None, f"malformed JSON: {error}"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from frostline.data.columns import choose_column, split_joined
+from frostline.data.columns import choose_column, refuse_same, split_joined
 from frostline.data.encodings import read_text
 from frostline.data.places import place_fault
 from frostline.data.raw import Raw, SetAside
@@ -47,6 +47,7 @@ def from_table(table: Table, recipe: DataRecipe) -> Raw:
     where = table.origins[0].rpartition(":")[0] or "table"
     text, text_notes = choose_column(names, "text", recipe.input_column, where)
     label, label_notes = choose_column(names, "label", recipe.label_column, where)
+    refuse_same(text, label, where)
     parts = [spell_column(table.table[part].to_pylist()).to_pylist() for part in split_joined(names, text)]
     texts = [" ".join(part for part in row if part) for row in zip(*parts, strict=True)] if len(parts) > 1 else parts[0]
     raw = _raw([_flat(value) for value in texts], table.origins, spell_column(table.table[label].to_pylist()))

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from frostline.adapt.apply import adapt, resolve_method
+from frostline.adapt.apply import adapt, frozen_at_random, resolve_method
 from frostline.adapt.gradual import thaw
 from frostline.adapt.groups import default_lr
 from frostline.adapt.quantize import QuantizedLinear
@@ -108,7 +108,7 @@ class Plan:
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.predicted.parts.items(), key=lambda part: -part[1]))
         return "\n".join(
             [
-                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {recipe.adapt.method}",
+                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {_named(recipe.adapt)}",
                 table(["pass", "", "why", "saves", "costs"], rows),
                 f"parameters: {counts['all']:,}, of which {counts['learning']:,} ({share:.2f} %) learn",
                 "bytes: "
@@ -128,6 +128,10 @@ class Plan:
         return f"<pre>{escape(str(self))}</pre>"
 
 
+def _named(adapt: AdaptRecipe) -> str:
+    return f"last {adapt.last}" if adapt.method == "last" else adapt.method
+
+
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
@@ -142,6 +146,10 @@ def plan_options(model: Model, data: Dataset, options: dict[str, Any]) -> Recipe
     ``epochs``, ``lr`` … are those of ``train``; ``cache``, ``quality`` those of ``plan``; ``adapt`` is a method or a dict.
     Raises RecipeError for an unknown option or a value of the wrong type.
     """
+    if model.card.schema.task != data.schema.task:
+        raise RecipeError(
+            f"the model was loaded for {model.card.schema.task!r} and the data is for {data.schema.task!r}. Use: fl.load(…, data=data)"
+        )
     made, loaded = DataRecipe(**_data_recipe(data)), model.recipe.data
     augment = dataclasses.replace(made.augment, rescale=loaded.augment.rescale)
     both = dataclasses.replace(made, size=loaded.size, max_length=loaded.max_length, augment=augment)
@@ -239,7 +247,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
         decisions=[caching, *others], predicted=predicted, parameters=parameters,
-        warnings=[*execution.sources["train"].warnings, *switched],
+        warnings=[*execution.sources["train"].warnings, *frozen_at_random(model), *switched],
     )  # fmt: skip
 
 

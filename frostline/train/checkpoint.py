@@ -36,6 +36,8 @@ class Counters:
     sums: dict[str, float] = field(default_factory=dict)
     """Running sums of the unfinished epoch, for its line in the metrics."""
     best: float | None = None
+    best_loss: float | None = None
+    """The validation loss of that epoch, which decides between epochs that are equally good."""
     best_step: int | None = None
     epochs_without_gain: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)

@@ -33,7 +33,8 @@ class FoundRate:
     losses: list[float]
     """Smoothed, bias-corrected."""
     suggestion: float
-    diverges_at: float
+    diverges_at: float | None
+    """None where the loss did not blow up at any of the rates."""
 
     def svg(self) -> str:
         """The curve as a picture that stands alone."""
@@ -77,8 +78,16 @@ def find_lr(plan: Plan, *, lowest: float = 1e-6, highest: float = 1.0, steps: in
         raise TrainingStopped(
             f"find-lr: the loss blew up after {len(losses)} batches, expected 10; the data or the head is at fault: frostline check"
         )
-    slopes = [losses[i + 1] - losses[i - 1] for i in range(1, len(losses) - 1)]
-    return FoundRate(lrs=lrs, losses=losses, suggestion=lrs[1 + slopes.index(min(slopes))], diverges_at=lrs[-1])
+    return FoundRate(lrs=lrs, losses=losses, suggestion=_suggestion(lrs, losses), diverges_at=lrs[-1] if len(lrs) < steps else None)
+
+
+def _suggestion(lrs: list[float], losses: list[float]) -> float:
+    """Where the loss falls fastest, the first losses left out, which are hardly averaged yet; at most a tenth of the rate at which it is
+    lowest, where it is about to rise."""
+    first = max(1, len(losses) // 5)
+    slopes = [losses[i + 1] - losses[i - 1] for i in range(first, len(losses) - 1)]
+    lowest = lrs[min(range(first, len(losses)), key=losses.__getitem__)]
+    return min(lrs[first + slopes.index(min(slopes))], lowest / 10)
 
 
 def _sweep(plan: Plan, lowest: float, highest: float, steps: int) -> tuple[list[float], list[float]]:

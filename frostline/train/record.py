@@ -119,7 +119,7 @@ class Recorder:
         names = ("loss", running, "val_loss", f"val_{self.best_by}", f"val_{running}", "val_accuracy", "val_f1_macro")
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in dict.fromkeys(names) if name in record)
         best = "  (best so far)" if record.get("best") else ""
-        pace = f"{record['seconds']:.1f} s  {record['rows_per_second']:.0f} rows/s"
+        pace = f"{record['seconds']:.1f} s  {record['rows_per_second']:.3g} rows/s"
         return f"epoch {epoch + 1}/{self.plan.recipe.train.epochs}  {shown}  {pace}{best}"
 
     def checkpoint(self, state: State) -> None:
@@ -185,11 +185,11 @@ class Recorder:
         if value is None:
             return
         sign = 1 if higher_is_better(self.best_by) else -1
-        if counters.best is None or sign * value > sign * counters.best:
-            counters.best, counters.best_step, counters.epochs_without_gain = value, counters.step, 0
-            record["best"] = True
-        else:
-            counters.epochs_without_gain += 1
+        gain = counters.best is None or sign * value > sign * counters.best
+        loss, best_loss = record.get("val_loss"), counters.best_loss
+        counters.epochs_without_gain = 0 if gain else counters.epochs_without_gain + 1
+        if gain or (value == counters.best and loss is not None and best_loss is not None and loss < best_loss):
+            counters.best, counters.best_loss, counters.best_step, record["best"] = value, loss, counters.step, True
 
     def _note(self, record: dict[str, Any]) -> None:
         path = self.run.folder / "metrics.jsonl"

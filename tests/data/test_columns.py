@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from frostline.data.columns import NAMES, choose_column, find_column
+from frostline.data.columns import NAMES, choose_column, find_column, refuse_same
 from frostline.errors import DataError
 
 
@@ -45,3 +45,16 @@ def test_a_guess_is_noted_and_a_given_name_is_not():
 def test_missing_and_ambiguous_columns(names, given, message):
     with pytest.raises(DataError, match=message):
         choose_column(names, "text", given, "x.csv")
+
+
+def test_the_input_is_not_the_label():
+    refuse_same("text", "label", "x.csv")
+    with pytest.raises(DataError, match=r"x\.csv: '标签' is the input and the label.*data\.input_column"):
+        refuse_same("标签", "标签", "x.csv")
+
+
+def test_a_name_that_is_nearly_one_that_tells_the_task():
+    with pytest.raises(DataError, match=r"Did you mean 'messages' by 'mesages'\?"):
+        choose_column(["mesages"], "label", None, "x.jsonl")
+    with pytest.raises(DataError, match=r"[^?]$"):
+        choose_column(["foo"], "label", None, "x.jsonl")

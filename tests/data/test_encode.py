@@ -103,3 +103,15 @@ def test_the_split_of_which_no_row_can_be_used_is_named():
         split_source(table, schema, preprocess, name="validation")
     with pytest.raises(DataError, match=r"^none of the 1 conversations"):
         split_source(table, schema, preprocess)
+
+
+def test_texts_in_a_script_that_the_tokenizer_does_not_know_are_told_of(texts):
+    """In the training split alone, and not where the token for unknown words serves for something else too."""
+    tokenizer = train_tokenizer(["plain english words only, and nothing else"], "word", 200)
+    preprocess, table = TextPreprocess(tokenizer=tokenizer, max_length=50), texts.splits["train"]
+    (warning,) = split_source(table, texts.schema, preprocess).warnings
+    assert "% of the training texts' tokens are unknown to the model" in warning and tokenizer.unk_token in warning
+    known = train_tokenizer(table["text"].to_pylist(), "char", 500)
+    assert split_source(table, texts.schema, TextPreprocess(tokenizer=known, max_length=500)).warnings == []
+    tokenizer.pad_token = tokenizer.unk_token
+    assert split_source(table, texts.schema, preprocess).warnings == []

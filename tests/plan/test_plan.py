@@ -189,3 +189,15 @@ def test_a_last_row_alone_that_a_batch_norm_cannot_take(digits, tmp_path):
     plan(fl.load(net(), data=data, size=8), data, tmp_path, adapt="full")
     with pytest.raises(RecipeError, match=r"train\.batch got 24.*'module\.2' needs two.*train\.batch=25"):
         plan(fl.load(net(nn.AdaptiveAvgPool2d(1)), data=data, size=8), data, tmp_path, adapt="full")
+
+
+def test_a_model_for_another_task(digits, texts, tmp_path):
+    with pytest.raises(RecipeError, match=r"loaded for 'text-classification' and the data is for 'image-classification'.*data=data"):
+        plan(fl.load("gru", data=texts, width=8), digits, tmp_path)
+
+
+def test_random_weights_that_are_frozen_are_told_of(data, tmp_path):
+    assert any("random and frozen" in text for text in plan(cnn(data), data, tmp_path / "a", adapt="head").warnings)
+    assert plan(cnn(data), data, tmp_path / "b", adapt="full").warnings == []
+    run = fl.train(plan(cnn(data), data, tmp_path / "c", adapt="full", epochs=1), quiet=True)
+    assert plan(fl.load(str(run.folder)), data, tmp_path / "d", adapt="head").warnings == []

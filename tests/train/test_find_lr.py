@@ -10,7 +10,7 @@ import torch
 
 import frostline as fl
 from frostline.errors import TrainingStopped
-from frostline.train.find_lr import FoundRate, find_lr
+from frostline.train.find_lr import FoundRate, _suggestion, find_lr
 from tests.train.small import cnn, plan
 
 
@@ -21,7 +21,7 @@ def mlp(data):
 def test_a_rate_that_trains(digits, tmp_path):
     made = plan(mlp(digits), digits, tmp_path / "none", optimizer="adam", batch=32)
     found = find_lr(made)
-    assert 1e-4 < found.suggestion < 0.3 and found.suggestion < found.diverges_at <= 1.0
+    assert 1e-4 < found.suggestion < 0.3 and found.suggestion < (found.diverges_at or 1.0) <= 1.0
     assert found.lrs == sorted(found.lrs) and found.lrs[0] == pytest.approx(1e-6) and len(found.lrs) == len(found.losses)
     assert found.losses[0] == pytest.approx(math.log(10), rel=0.2)  # ten classes, nothing learned yet
     run = fl.train(plan(mlp(digits), digits, tmp_path / "run", optimizer="adam", batch=32, lr=found.suggestion, epochs=4), quiet=True)
@@ -60,7 +60,7 @@ def test_the_weights_come_back_after_an_error_too(digits, tmp_path, monkeypatch)
 
 def test_up_to_the_highest_rate_where_nothing_blows_up(digits, tmp_path):
     found = find_lr(plan(mlp(digits), digits, tmp_path), lowest=1e-5, highest=1e-2, steps=20)
-    assert len(found.lrs) == 20 and found.lrs[-1] == found.diverges_at == pytest.approx(1e-2)
+    assert len(found.lrs) == 20 and found.diverges_at is None and found.lrs[-1] == pytest.approx(1e-2)
 
 
 def test_nothing_to_be_seen(digits, tmp_path, monkeypatch):
@@ -83,3 +83,10 @@ def test_the_picture(losses):
     assert len(points) == 5 and all(0 <= x <= width and 0 <= y <= height for x, y in points)
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     assert not [element for element in root.iter() if any("http" in value for value in element.attrib.values())]
+
+
+def test_the_first_losses_and_those_beside_the_lowest_suggest_nothing():
+    lrs = [10 ** (-6 + index / 10) for index in range(50)]
+    losses = [3.0, 2.0, 2.6, *[2.5] * 22, *[2.5 - 0.1 * index for index in range(20)], *[0.6] * 5]
+    suggestion = _suggestion(lrs, losses)
+    assert lrs[25] <= suggestion <= lrs[losses.index(min(losses))] / 10 * 1.001

@@ -184,3 +184,14 @@ def test_saving_needs_no_memory_of_the_training(data, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "save_model", look)
     fl.train(made, quiet=True)
     assert set(seen["held"]) == {0} and not seen["gradients"]
+
+
+def test_of_equally_good_epochs_the_one_of_the_lowest_loss_is_saved(data, tmp_path, results):
+    results([0.9, 0.9, 0.9, 0.9], [0.5, 0.3, 0.4, 0.2])
+    run = fl.train(plan(cnn(data), data, tmp_path / "run", epochs=4), quiet=True)
+    assert [record.get("best", False) for record in run.history] == [True, True, False, True]
+    for name, value in weights_at(run, 8).items():
+        assert torch.equal(saved(run)[name], value)
+    results([0.9] * 3, [0.5, 0.3, 0.2])
+    stopped = fl.train(plan(cnn(data), data, tmp_path / "stopped", epochs=3, early_stopping=2), quiet=True)
+    assert len(stopped.history) == 3, "no gain in what is judged by"
