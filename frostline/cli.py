@@ -299,7 +299,7 @@ def _predict(options: argparse.Namespace) -> int:
     results = api.predict(
         options.folder,
         [Path(word) for word in inputs],  # a path, unlike a text, is refused where no such file exists
-        model=model, batch=options.batch, texts=options.text, say=_note(options), **reading,
+        model=model, batch=options.batch, texts=options.text, quiet=options.quiet, say=_note(options), **reading,
     )  # fmt: skip
     rate = len(results) / max(time.perf_counter() - start, 1e-9)
     _print(options, {"predictions": results, "rows_per_second": rate}, "\n".join(map(_prediction_line, results)))

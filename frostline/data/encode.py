@@ -121,7 +121,8 @@ def _unknown(source: SplitSource, preprocess: TextPreprocess) -> float:
     if not source.rows or tokenizer.unk_token_id is None or tokenizer.unk_token_id in others:
         return 0.0
     inputs = source.encode(spread(source.rows, _ROWS), None).inputs
-    return float((inputs["input_ids"][inputs["attention_mask"].bool()] == tokenizer.unk_token_id).float().mean())
+    real = inputs["attention_mask"].bool() if "attention_mask" in inputs else torch.ones_like(inputs["input_ids"], dtype=torch.bool)
+    return float((inputs["input_ids"][real] == tokenizer.unk_token_id).float().mean())
 
 
 def _rows_encoder(task: str) -> Callable[[pa.Table, TextPreprocess, DataRecipe], Encoded]:

@@ -25,6 +25,7 @@ from frostline.errors import DataError, ModelError, RecipeError
 from frostline.evaluate.answers import WRITING, answer
 from frostline.evaluate.inputs import Item, Reading, read_items
 from frostline.models.model import Model, evaluating, logits_of
+from frostline.progress import progress
 from frostline.tasks import get_task
 from frostline.tasks.token_classification import named_entities
 
@@ -37,13 +38,16 @@ Show = Callable[[list[Any]], list[dict[str, Any]]]
 """Sources of rows → what each result holds."""
 
 
-def predict(model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, **reading: Any) -> list[dict[str, Any]]:
+def predict(
+    model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), batch: int = 32, quiet: bool = False, **reading: Any
+) -> list[dict[str, Any]]:
     """One dict per row, in order: ``{"input", "label", "probability", "probabilities"}``, or ``{"input", "error"}``.
 
     Instead of a label a language model gives its ``text``, a tagger ``entities``, a reward model a ``reward``, an embedding a ``vector``.
     ``inputs``: one or a list of paths (a file, a folder, a CSV, JSONL or Parquet), arrays (uint8), Pillow images, or texts.
     ``texts`` are taken as they are, even where a file of that name exists. ``label`` is a name, for several labels a list, or
-    a number. ``reading``: the fields of :class:`Reading`. Raises DataError where nothing of an input can be read.
+    a number. Of several batches a bar shows the progress, unless ``quiet``. ``reading``: the fields of :class:`Reading`.
+    Raises DataError where nothing of an input can be read.
     """
     schema, how = model.card.schema, Reading(**reading)
     _check_new_tokens(how, schema)
@@ -59,9 +63,11 @@ def predict(model: Model, inputs: Any = (), *, texts: Sequence[str] | str = (), 
     # Texts of like length meet in one batch, so that little is padded.
     order = sorted(range(len(items)), key=lambda row: 0 if images else _length(items[row].source))
     results: dict[int, dict[str, Any]] = {}
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        results.update(zip(rows, _predict_some(shower, [items[row] for row in rows])))
+    with progress(total=len(items), label="predict", quiet=quiet or len(items) <= batch) as bar:
+        for start in range(0, len(order), batch):
+            rows = order[start : start + batch]
+            results.update(zip(rows, _predict_some(shower, [items[row] for row in rows])))
+            bar.update(len(rows))
     return [results[row] for row in range(len(items))]
 
 

@@ -1,5 +1,6 @@
 """Prediction from every kind of input; what cannot be read is one error among results; the model's mode is put back."""
 
+import importlib
 import json
 
 import numpy as np
@@ -16,6 +17,8 @@ from frostline.evaluate.predict import predict
 from frostline.models.model import Card, Model
 from frostline.models.tokenizer import train_tokenizer
 from tests.evaluate.parrot import ANSWER, parrot
+
+predict_module = importlib.import_module("frostline.evaluate.predict")  # `frostline.evaluate` is a verb too
 
 IMAGES = Schema(task="image-classification", labels=("暗", "bright"))
 TEXTS = Schema(task="text-classification", labels=("bad", "好"))
@@ -306,3 +309,18 @@ def test_how_much_is_written_is_for_models_that_write(text_model):
         predict(text_model, texts="好", max_new_tokens=3)
     with pytest.raises(RecipeError, match=r"max_new_tokens \(--max-new-tokens\) got 0, expected 1 or more"):
         predict(parrot("chat"), texts="好", max_new_tokens=0)
+
+
+def test_a_bar_for_several_batches(monkeypatch):
+    seen = []
+    shown = predict_module.progress
+
+    def watched(total, label, quiet):
+        seen.append((total, quiet))
+        return shown(total, label, True)
+
+    monkeypatch.setattr(predict_module, "progress", watched)
+    card = Card(name="custom", schema=IMAGES, preprocess=ImagePreprocess(size=8))
+    for batch, quiet in ((2, False), (2, True), (4, False)):
+        predict(Model(module=Brightness(), card=card), [DARK, BRIGHT, DARK], batch=batch, quiet=quiet)
+    assert seen == [(3, False), (3, True), (3, True)]
