@@ -59,6 +59,7 @@ class Stretch {
     if (found > size) add(block + size, found - size);
     taken_.emplace(block, size);
     live_ += size;
+    if (live_ > peak_) peak_ = live_;
     return block;
   }
 
@@ -92,6 +93,17 @@ class Stretch {
     return top_ - live_;
   }
 
+  size_t live_bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    peak_ = live_;
+    return live_;
+  }
+
+  size_t peak_bytes() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return peak_;
+  }
+
  private:
   void add(char* place, size_t size) {
     by_place_.emplace(place, size);
@@ -105,7 +117,7 @@ class Stretch {
 
   std::mutex mutex_;
   char* begin_ = nullptr;
-  size_t size_ = 0, top_ = 0, live_ = 0;
+  size_t size_ = 0, top_ = 0, live_ = 0, peak_ = 0;
   std::map<char*, size_t> by_place_;
   std::set<std::pair<size_t, char*>> by_size_;
   std::unordered_map<char*, size_t> taken_;
@@ -158,4 +170,14 @@ extern "C" int frostline_use_large_blocks(size_t most) {
 // Bytes that were used and are free: they stay with the process.
 extern "C" size_t frostline_free_bytes() {
   return stretch ? stretch->free_bytes() : 0;
+}
+
+// Bytes of large tensors that live now; the peak is counted from here on.
+extern "C" size_t frostline_live_bytes() {
+  return stretch ? stretch->live_bytes() : 0;
+}
+
+// Most bytes that lived at once since then.
+extern "C" size_t frostline_peak_bytes() {
+  return stretch ? stretch->peak_bytes() : 0;
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from frostline.kernels import native
@@ -29,12 +30,23 @@ def use_large_blocks() -> str | None:
     except OSError as error:
         return native.reason(error)
     library.frostline_use_large_blocks.argtypes = [ctypes.c_size_t]
-    library.frostline_free_bytes.restype = ctypes.c_size_t
+    for function in (library.frostline_free_bytes, library.frostline_live_bytes, library.frostline_peak_bytes):
+        function.restype = ctypes.c_size_t
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # what is larger is refused, as ever
     if not library.frostline_use_large_blocks(memory):
         return f"the system gave no {memory / 1e9:.0f} GB of addresses"
     _used.append(library)
     return None
+
+
+def bytes_needed(run: Callable[[], object]) -> int | None:
+    """Most bytes of large tensors that lived at once while this ran, beyond those that lived before; None where these do not come from
+    here. What oneDNN lays out for itself counts as well."""
+    if not _used:
+        return None
+    before = int(_used[0].frostline_live_bytes())
+    run()
+    return int(_used[0].frostline_peak_bytes()) - before
 
 
 def free_bytes() -> int:

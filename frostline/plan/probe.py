@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from frostline.adapt.wrapper import Wrapper
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
+from frostline.kernels.large_blocks import bytes_needed
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
 from frostline.plan.machine import best_seconds, usual_seconds
@@ -95,7 +96,7 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             step=bend * scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample)),
             saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
-            transient_bytes=int(2 * at_a_time * heaviest * largest),
+            transient_bytes=_transient_bytes(execution, few, at_a_time) or int(2 * at_a_time * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -234,6 +235,19 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
         result = forward()
     del result
     return sum(kept.values()), sum(casts.values())
+
+
+def _transient_bytes(execution: Execution, few: Batch, rows: int) -> int | None:
+    """What comes and goes in a forward pass of so many images, by what one of them and a few need: a part of it is there for any number.
+    None for texts, whose rows differ, and where it cannot be measured."""
+    if execution.sources["train"].lengths is not None:
+        return None
+    one = replace(few, inputs={name: value[:1] for name, value in few.inputs.items()}, labels=few.labels[:1], rows=few.rows[:1])
+    needed = [bytes_needed(functools.partial(_forward, execution, some)) for some in (one, few)]
+    if needed[0] is None or needed[1] is None:
+        return None
+    each = max(0, needed[1] - needed[0]) / max(1, len(few.rows) - 1)
+    return int(needed[0] + (rows - 1) * each)
 
 
 def _largest_output(execution: Execution, batch: Batch) -> float:

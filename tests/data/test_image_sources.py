@@ -51,6 +51,14 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert from_folder(tmp_path, DataRecipe(workers=1)).table.equals(raw.table)
 
 
+def test_a_class_folder_without_images_is_noted(tmp_path: Path) -> None:
+    save(tmp_path / "猫" / "a.png")
+    save(tmp_path / "狗" / "b.png", 1)
+    (tmp_path / "鸟").mkdir(), (tmp_path / ".cache").mkdir()
+    (warning,) = [note for note in from_folder(tmp_path, RECIPE).notes if note.startswith("warning: ")]
+    assert "no image in it can be used: '鸟'" in warning
+
+
 def test_split_folders(tmp_path: Path) -> None:
     for number, split in enumerate(["train", "Val", "test"]):
         save(tmp_path / split / "a" / "1.png", number)

@@ -70,6 +70,26 @@ else:
     raise AssertionError("256 TB were given out")
 print("used again")
 """
+NEEDED = """
+from frostline.kernels.large_blocks import bytes_needed
+size = 3 * 2**20
+kept = torch.ones(size // 4)
+
+def run():
+    first, second = torch.ones(size // 4), torch.ones(size // 4)
+    del first
+    return second + torch.ones(size // 4)
+
+for run_of, times in ((run, 3), (lambda: None, 0), (lambda: torch.ones(size // 4), 1)):
+    needed = bytes_needed(run_of)
+    assert times * size <= needed <= times * (size + 1000), (times, needed)
+
+image, layer = torch.randn(4, 64, 56, 56), torch.nn.Conv2d(64, 64, 3, padding=1)
+with torch.no_grad():
+    layer(image)
+    assert bytes_needed(lambda: layer(image)) >= image.nbytes
+print("counted")
+"""
 
 
 def run(code: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -84,7 +104,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @LINUX
-@pytest.mark.parametrize(("code", "expected"), [(CONTENTS, "whole"), (MEMORY, "used again")], ids=["contents", "memory"])
+@pytest.mark.parametrize(
+    ("code", "expected"), [(CONTENTS, "whole"), (MEMORY, "used again"), (NEEDED, "counted")], ids=["contents", "memory", "needed"]
+)
 def test_in_a_process_of_its_own(code: str, expected: str, cache: Path) -> None:
     done = run(START + code, cache)
     assert done.stdout.strip() == expected, done.stderr
@@ -108,3 +130,4 @@ def test_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_blocks, "_used", [])
     monkeypatch.setattr(sys, "platform", "darwin")
     assert large_blocks.use_large_blocks() == "it is for Linux" and large_blocks.free_bytes() == 0
+    assert large_blocks.bytes_needed(lambda: None) is None

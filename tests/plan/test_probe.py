@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -180,3 +181,20 @@ def test_a_part_of_a_batch_is_not_taken_for_the_whole(texts, tmp_path, monkeypat
     monkeypatch.setattr(probe_module, "_SECONDS", 1e-9)
     monkeypatch.setattr(probe_module, "_bend", lambda *args: pytest.fail("a whole batch was run"))
     assert probe(made.execution, mean_loss, 8).step > 0
+
+
+def test_what_comes_and_goes_is_measured_with_one_image_and_a_few(digits, tmp_path, monkeypatch):
+    """A part of it is there for any number of rows, as weights that are laid out anew."""
+    seen = []
+
+    def needed(run):
+        run()
+        return 1_000_000 + 50_000 * seen.pop()
+
+    monkeypatch.setattr(probe_module, "bytes_needed", needed)
+    monkeypatch.setattr(probe_module, "_forward", lambda execution, batch: seen.append(len(batch.labels)))
+    made = plan(cnn(digits), first_rows(digits, 40), tmp_path / "run", adapt="full", batch=16)
+    few = made.execution.sources["train"].encode(np.arange(3), None)
+    assert probe_module._transient_bytes(made.execution, few, 16) == 1_000_000 + 16 * 50_000
+    monkeypatch.setattr(probe_module, "bytes_needed", lambda run: None)
+    assert probe_module._transient_bytes(made.execution, few, 16) is None
