@@ -119,7 +119,8 @@ class Recorder:
         names = ("loss", running, "val_loss", f"val_{self.best_by}", f"val_{running}", "val_accuracy", "val_f1_macro")
         shown = "  ".join(f"{name} {record[name]:.4f}" for name in dict.fromkeys(names) if name in record)
         best = "  (best so far)" if record.get("best") else ""
-        pace = f"{record['seconds']:.1f} s  {record['rows_per_second']:.3g} rows/s"
+        rate = record["rows_per_second"]
+        pace = f"{record['seconds']:.1f} s  {rate:.{0 if rate >= 10 else 2}f} rows/s"
         return f"epoch {epoch + 1}/{self.plan.recipe.train.epochs}  {shown}  {pace}{best}"
 
     def checkpoint(self, state: State) -> None:
