@@ -84,14 +84,10 @@ def from_folder(folder: str | Path, recipe: DataRecipe, *, progress: bool = True
         refuse_lost([*map(str, inside)], [*named.values()], given, aside)
         table = table.append_column("split", pa.array(given, pa.string()))
     notes = ["layout: a folder per class" + (", below a folder per split" if splits else "")]
-    notes += [] if splits else _without_images(root, {parts[path][0] for path in good})
+    empty = set() if splits else {path.name for path in root.iterdir() if path.is_dir()} - {parts[path][0] for path in good}
+    if names := ", ".join(repr(name) for name in sorted(empty) if name[0] != "."):
+        notes.append(f"{WARNING}no class, for no image in it can be used: {names}")
     return Raw(task=_TASK, table=table, set_aside=aside, notes=notes + _count_reasons(aside))
-
-
-def _without_images(root: Path, classes: set[str]) -> list[str]:
-    """A note on folders that look like classes and gave none."""
-    empty = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "." and path.name not in classes)
-    return [f"{WARNING}no class, for no image in it can be used: {', '.join(map(repr, empty))}"] if empty else []
 
 
 def from_table(table: pa.Table, origins: list[str], base: str | Path, recipe: DataRecipe, *, progress: bool = True) -> Raw:

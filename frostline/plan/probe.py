@@ -238,16 +238,16 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
 
 
 def _transient_bytes(execution: Execution, few: Batch, rows: int) -> int | None:
-    """What comes and goes in a forward pass of so many images, by what one of them and a few need: a part of it is there for any number.
+    """What comes and goes in a forward pass of so many images, by what two of them and a few need: a part of it is there for any number.
     None for texts, whose rows differ, and where it cannot be measured."""
-    if execution.sources["train"].lengths is not None:
+    if execution.sources["train"].lengths is not None or len(few.rows) < 3:
         return None
-    one = replace(few, inputs={name: value[:1] for name, value in few.inputs.items()}, labels=few.labels[:1], rows=few.rows[:1])
-    needed = [bytes_needed(functools.partial(_forward, execution, some)) for some in (one, few)]
+    two = replace(few, inputs={name: value[:2] for name, value in few.inputs.items()}, labels=few.labels[:2], rows=few.rows[:2])
+    needed = [bytes_needed(functools.partial(_forward, execution, some)) for some in (two, few)]
     if needed[0] is None or needed[1] is None:
         return None
-    each = max(0, needed[1] - needed[0]) / max(1, len(few.rows) - 1)
-    return int(needed[0] + (rows - 1) * each)
+    each = max(0, needed[1] - needed[0]) / (len(few.rows) - 2)
+    return int(needed[0] + (rows - 2) * each)
 
 
 def _largest_output(execution: Execution, batch: Batch) -> float:

@@ -183,7 +183,7 @@ def test_a_part_of_a_batch_is_not_taken_for_the_whole(texts, tmp_path, monkeypat
     assert probe(made.execution, mean_loss, 8).step > 0
 
 
-def test_what_comes_and_goes_is_measured_with_one_image_and_a_few(digits, tmp_path, monkeypatch):
+def test_what_comes_and_goes_is_measured_with_two_images_and_a_few(digits, tmp_path, monkeypatch):
     """A part of it is there for any number of rows, as weights that are laid out anew."""
     seen = []
 
