@@ -28,14 +28,15 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     if forced == "off":
         lay_out(execution, False)
         return Decision(what="channels_last", on=False, why="switched off in the recipe")
-    batch = _affordable_batch(execution, 1 if forced == "on" else recipe.train.batch)
+    source = execution.sources["train"]
+    batch = _affordable_batch(execution, recipe.train.batch) if forced == "auto" else source.encode(np.arange(1), None)
 
     def seconds() -> float:
         with torch.no_grad():
             return best_seconds(lambda: execution.forward(batch), budget=0.1)
 
     with evaluating(module):
-        plain = seconds()
+        plain = seconds() if forced == "auto" else None
         lay_out(execution, True)
         try:
             inner = seconds()
@@ -45,7 +46,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
             if forced == "on":
                 raise RecipeError(f"plan.channels_last got 'on', but {why}. Use: plan.channels_last=auto") from error
             return Decision(what="channels_last", on=False, why=why)
-    if forced == "on":
+    if plain is None:
         return Decision(what="channels_last", on=True, why="switched on in the recipe")
     faster = inner < 0.95 * plain
     if not faster:
