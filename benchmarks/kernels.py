@@ -12,7 +12,7 @@ lora    a frozen linear layer with a LoRA update of rank 16, forward and back to
         packed weight, against ``F.linear`` and two products written out.
 
 convolution  a frozen convolution of VGG16 and its ReLU at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16,
-        int8 with the quantising of what comes in, and int8 as a link of a chain, from steps to steps.
+        both packed as one operation, int8 with the quantising of what comes in, and int8 as a link of a chain, from steps to steps.
 
 Ways in bf16 are left out where the machine multiplies fp32 faster. A cell is the median over the processes of the shortest time in
 each. About three minutes in all on two cores.
@@ -218,15 +218,17 @@ def lora(way: str, quick: bool) -> dict[str, Any]:
     return found
 
 
-CONVOLUTIONS = ["F.conv2d fp32", "F.conv2d bf16", "int8", "int8 in a chain"]
+CONVOLUTIONS = ["F.conv2d fp32", "F.conv2d bf16", "packed fp32", "packed bf16", "int8", "int8 in a chain"]
 
 
 def convolution(way: str, quick: bool) -> dict[str, Any]:
     import torch
     from torch import nn
 
+    from frostline.kernels.convolution_unit import ConvolutionUnit
     from frostline.kernels.int8_convolution import Int8Convolution
     from frostline.kernels.int8_product import largest_activation
+    from frostline.kernels.packed_convolution import PackedConvolution
     from frostline.plan.machine import best_seconds
 
     dtype = torch.bfloat16 if way.endswith("bf16") else torch.float32
@@ -237,12 +239,15 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
             layer = nn.Conv2d(inputs, outputs, 3, padding=1).to(memory_format=torch.channels_last)
             x = torch.randn(IMAGES, inputs, size, size).relu_().contiguous(memory_format=torch.channels_last)
             exact = layer(x).relu_()
-            product, given, cast = Int8Convolution(layer, low=0.0, high=float(x.max())), x.to(dtype), copy.deepcopy(layer).to(dtype)
-            after = Int8Convolution(nn.Conv2d(outputs, 1, 1), low=0.0, high=float(exact.max()))
-            steps = product.steps(x)
+            unit = ConvolutionUnit(convolution=layer, activation=nn.ReLU())
+            product, given, cast = Int8Convolution(unit, low=0.0, high=float(x.max())), x.to(dtype), copy.deepcopy(layer).to(dtype)
+            after = Int8Convolution(ConvolutionUnit(convolution=nn.Conv2d(outputs, 1, 1)), low=0.0, high=float(exact.max()))
+            packed, steps = PackedConvolution(unit, dtype=dtype), product.steps(x)
             runs = {
-                "int8": lambda: product.forward(x, layer.bias).relu_(),  # noqa: B023
-                "int8 in a chain": lambda: product.of_steps(steps, layer.bias, after, relu=True),  # noqa: B023
+                "packed fp32": lambda: packed.forward(given, None),  # noqa: B023
+                "packed bf16": lambda: packed.forward(given, None),  # noqa: B023
+                "int8": lambda: product.forward(x, None),  # noqa: B023
+                "int8 in a chain": lambda: product.of_steps(steps, after),  # noqa: B023
             }
             run = runs.get(way, lambda: cast(given).relu_())  # noqa: B023
             y = run() * (float(exact.max()) / largest_activation() if way == "int8 in a chain" else 1)

@@ -84,7 +84,7 @@ def _of_another_method(recipe: Recipe) -> list[str]:
     found += [
         f"plan.{name} got 'on', which changes how frozen weights multiply, and adapt.method is 'full', which freezes none. "
         f"Remove plan.{name}, or use: adapt=lora"
-        for name in ("int8", "prepack")
+        for name in ("int8", "prepack", "fuse_convolutions")
         if adapt.method == "full" and getattr(recipe.plan, name) == "on"
     ]
     if recipe.train.nesterov and recipe.train.optimizer != "sgd":

@@ -224,6 +224,8 @@ class PlanRecipe:
     """Compute RMS norms, rotary positions and the product of SwiGLU as one operation each."""
     prepack: Literal["auto", "on", "off"] = "auto"
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
+    fuse_convolutions: Literal["auto", "on", "off"] = "auto"
+    """Compute a frozen convolution, its batch norm and its activation as one operation; auto: where a few timed passes are faster so."""
     int8: Literal["auto", "on", "off"] = "auto"
     """Multiply with frozen weights in int8; auto: with quality fast, where it is timed faster and changes the loss little."""
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"

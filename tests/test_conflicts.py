@@ -111,6 +111,7 @@ def test_one_conflict_stands_alone_several_are_listed(texts: Dataset) -> None:
         ({"adapt": "head", "adapt.every": 2}, "adapt.every got 2", {"adapt": "gradual"}),
         ({"adapt.method": "full", "plan.int8": "on"}, "plan.int8 got 'on'", {"adapt.method": "lora"}),
         ({"adapt.method": "full", "plan.prepack": "on"}, "plan.prepack got 'on'", {"adapt.method": "lora"}),
+        ({"adapt.method": "full", "plan.fuse_convolutions": "on"}, "plan.fuse_convolutions got 'on'", {"adapt.method": "head"}),
         ({"train.optimizer": "adam", "train.nesterov": True}, "train.nesterov got True", {"train.optimizer": "sgd"}),
         ({"train.focal_gamma": 1}, "train.focal_gamma got 1.0", {"train.loss": "focal"}),
         ({"data.augment.rescale": 0.5}, "data.augment is for images", {"data.augment.rescale": None}),

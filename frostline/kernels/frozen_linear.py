@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -49,15 +48,12 @@ class _FrozenLinear(Function):
 
 @contextlib.contextmanager
 def multiplying(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Iterator[None]:
-    """Within, the layers of these names (as in ``named_modules``) multiply by their products, linear ones under a LoRA update too."""
+    """Within, the linear layers of these names (as in ``named_modules``) multiply by their products, under a LoRA update too."""
     with contextlib.ExitStack() as stack:
         for name, product in products.items():
             layer: Any = module.get_submodule(name)
-            if layer.weight.requires_grad:
-                continue  # thawed since
-            if isinstance(layer, nn.Conv2d):
-                stack.enter_context(with_own(layer, "forward", functools.partial(_convolve, layer, product, layer.forward)))
-                continue
+            if not isinstance(layer, nn.Linear) or layer.weight.requires_grad:
+                continue  # a convolution, or thawed since
             stack.enter_context(with_own(layer, "forward", functools.partial(_forward, layer, product, layer.forward)))
             around = module.get_submodule(name.rpartition(".")[0])
             if isinstance(around, LoRALinear) and around.kernel is not None:
@@ -67,15 +63,6 @@ def multiplying(module: nn.Module, products: Mapping[str, FrozenProduct]) -> Ite
 
 def _forward(layer: nn.Linear, product: FrozenProduct, plain: Callable[..., Tensor], input: Tensor) -> Tensor:
     return frozen_linear(input, layer.bias, product) if _takes(product, input) else plain(input)
-
-
-def _convolve(layer: nn.Conv2d, product: FrozenProduct, plain: Callable[..., Tensor], input: Tensor) -> Tensor:
-    """No gradient passes: neither to the images, before which nothing learns, nor to the bias."""
-    if not _takes(product, input):
-        return plain(input)
-    images: Any = cast(input)[0]
-    with torch.no_grad(), no_autocast(input):
-        return product.forward(images, layer.bias)
 
 
 def _with_lora(product: FrozenProduct, plain: Callable[..., Tensor], x: Tensor, weight: Tensor, *rest: Any) -> Tensor:

@@ -24,7 +24,7 @@ class FrozenProduct(ABC):
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self._forms: dict[bool, tuple[int, Any]] = {}
+        self._forms: dict[bool, tuple[object, Any]] = {}
 
     @property
     def outputs(self) -> int:
@@ -53,8 +53,12 @@ class FrozenProduct(ABC):
         """Give back their memory; they are made again where one is asked for."""
         self._forms.clear()
 
+    def version(self) -> object:
+        """Changes where what a form is made of is written to."""
+        return self.weight._version
+
     def _form(self, transposed: bool) -> Any:
-        version = self.weight._version
+        version = self.version()
         made_of, form = self._forms.get(transposed, (None, None))
         if made_of != version:
             with torch.inference_mode(False), torch.no_grad():

@@ -1,8 +1,9 @@
-"""Frozen int8 convolutions one behind the other, with ReLU and max-pools between: from one to the next go 8-bit steps.
+"""Frozen int8 convolutions one behind the other, each with its norm and activation, max-pools between: from one to the next go 8-bit
+steps.
 
-oneDNN rounds the sums of a convolution to the steps that the next one takes, and cuts them off at zero on the way, so neither
-floating-point images nor passes over them for ReLU and for rounding are needed; rounding keeps the order, so the largest step is the
-step of the largest. What each convolution gets is rounded as if it stood alone.
+oneDNN rounds the sums of a convolution to the steps that the next one takes, so no floating-point images and no passes over them for
+rounding are needed; rounding keeps the order, so the largest step is the step of the largest. What each convolution gets is rounded
+as if it stood alone.
 
 Found in plain ``nn.Sequential``s only, whose members run one after the other and are read by nobody else: where one has a hook, or
 stands in two places, the chain ends. A member that is called by itself, not by its Sequential, computes as ever.
@@ -33,14 +34,19 @@ class Link:
     """One convolution and what is computed along with it."""
 
     name: str
-    layer: nn.Conv2d
     product: Int8Convolution
     members: list[nn.Module]
-    """The convolution, then ReLU and max-pool where they follow."""
+    """The convolution, then norm and activation, then a max-pool, where they follow."""
 
     @property
-    def relu(self) -> bool:
-        return any(type(member) is nn.ReLU for member in self.members)
+    def whole(self) -> bool:
+        """Whether all of the convolution's unit is here."""
+        return self.members[: len(self.product.unit.members)] == self.product.unit.members
+
+    @property
+    def pools(self) -> list[nn.MaxPool2d]:
+        """Where one follows."""
+        return [member for member in self.members if isinstance(member, nn.MaxPool2d)]
 
 
 @dataclass(kw_only=True)
@@ -64,15 +70,14 @@ class Chain:
             steps = self.links[0].product.steps(images)
             for link, following in itertools.zip_longest(self.links, self.links[1:]):
                 to = images.dtype if following is None else following.product
-                steps = link.product.of_steps(steps, link.layer.bias, to, relu=link.relu)
-                for pool in link.members:
-                    if isinstance(pool, nn.MaxPool2d):
-                        steps = torch.ops.quantized.max_pool2d(steps, *_pooling(pool), pool.ceil_mode)
+                steps = link.product.of_steps(steps, to)
+                for pool in link.pools:
+                    steps = torch.ops.quantized.max_pool2d(steps, *_pooling(pool), pool.ceil_mode)
             return steps
 
 
 def find(module: nn.Module, products: Mapping[str, FrozenProduct]) -> list[Chain]:
-    """Chains of these products (by the layers' names), longest first from the left; one convolution is one where ReLU follows."""
+    """Chains of these products (by the layers' names), longest first from the left; one convolution is one where something follows."""
     lowered = {name: product for name, product in products.items() if isinstance(product, Int8Convolution)}
     if not lowered or largest_activation() < 255:  # oneDNN cuts steps off at 255, too wide for sums without VNNI
         return []
@@ -122,12 +127,13 @@ def _in(sequential: nn.Sequential, lowered: Mapping[str, Int8Convolution], name:
     for key, child in sequential.named_children():
         free = id(child) in alone and not _hooked(child)
         last = links[-1] if links else None
-        if free and key in lowered and isinstance(child, nn.Conv2d) and not child.weight.requires_grad:
-            links.append(Link(name=f"{name}.{key}" if name else key, layer=child, product=lowered[key], members=[child]))
+        if free and key in lowered and not lowered[key].unit.learns:
+            links.append(Link(name=f"{name}.{key}" if name else key, product=lowered[key], members=[child]))
         elif free and last is not None and _goes_along(child, last):
             last.members.append(child)
         else:
             links.append(None)
+    links = [link if link is not None and link.whole else None for link in links]
     chains = []
     for linked, group in itertools.groupby(links, lambda link: link is not None):
         chain = Chain(sequential=sequential, links=[link for link in group if link is not None])
@@ -140,10 +146,10 @@ def _in(sequential: nn.Sequential, lowered: Mapping[str, Int8Convolution], name:
 
 
 def _goes_along(child: nn.Module, link: Link) -> bool:
-    last = link.members[-1]
-    if type(child) is nn.ReLU:
-        return last is link.layer
-    return type(child) is nn.MaxPool2d and not child.return_indices and not isinstance(last, nn.MaxPool2d)
+    unit = link.product.unit.members
+    if not link.whole:
+        return child is unit[len(link.members)]
+    return type(child) is nn.MaxPool2d and not child.return_indices and len(link.members) == len(unit)
 
 
 def _pooling(pool: nn.MaxPool2d) -> list[list[int]]:

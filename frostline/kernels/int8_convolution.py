@@ -1,19 +1,20 @@
-"""A frozen convolution in int8, forward only; not exact.
+"""A frozen convolution and what follows it in int8, forward only; not exact.
 
-    y ≈ conv(q(x) - z, q(W)) · s_x s_w + bias        q(x) = round(x / s_x) + z, cut off at 0 and at the largest activation
+    y ≈ activation(conv(q(x) - z, q(W)) · s_x s_w + bias)       q(x) = round(x / s_x) + z, cut off at 0 and at the largest step
 
 with one scale s_w per output channel, and one s_x and z for all inputs, found before the run from the range of values that a few
-of the user's own images gave here: an image's result does not depend on the images beside it.
+of the user's own images gave here: an image's result does not depend on the images beside it. A batch norm is in W and in the bias.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.convolution_unit import ConvolutionUnit
+from frostline.kernels.frozen_convolution import FrozenConvolution
 from frostline.kernels.int8_product import Int8Form, largest_activation, quantise_weight
 from frostline.kernels.row_kernels import SMALLEST
 
@@ -21,45 +22,49 @@ _NUMBERS = 2**17
 """At a time, so that what lies between the passes stays in the processor's cache."""
 
 
-class Int8Convolution(FrozenProduct):
-    """``layer``'s convolution; ``low`` and ``high``: the range of what comes in."""
+class Int8Unit(NamedTuple):
+    """A unit's numbers as oneDNN multiplies them."""
+
+    weight: Int8Form
+    bias: Tensor | None
+
+
+class Int8Convolution(FrozenConvolution):
+    """Computes a unit; ``low`` and ``high``: the range of what comes in."""
 
     bytes_per_number = 1
     exact = False
 
-    def __init__(self, layer: nn.Conv2d, *, low: float, high: float) -> None:
-        super().__init__(layer.weight)
-        self._geometry: tuple[Any, ...] = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
+    def __init__(self, unit: ConvolutionUnit, *, low: float, high: float) -> None:
+        super().__init__(unit)
         low, high, self._largest = min(low, 0.0), max(high, 0.0), largest_activation()  # zero is a step, as padding needs it
         self._scale = max((high - low) / self._largest, SMALLEST)
         self._zero = round(-low / self._scale)
 
-    def gradient(self, grad: Tensor) -> Tensor:
-        """Raises NotImplementedError: what learns before a convolution keeps it in floating point."""
-        raise NotImplementedError("a convolution in int8 passes no gradient")
-
-    def make(self, weight: Tensor) -> Int8Form:
-        """Of (outputs, inputs / groups, height, width)."""
+    def make(self, _: Tensor) -> Int8Unit:
+        """Of the unit, norm and all."""
+        weight, bias = self.unit.folded()
         quantised, scales = quantise_weight(weight)
-        packed = torch.ops.onednn.qconv_prepack(quantised, scales, self._scale, self._zero, *self._geometry, None)
-        return Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
+        packed = torch.ops.onednn.qconv_prepack(quantised, scales, self._scale, self._zero, *self.unit.geometry, None)
+        form = Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
+        return Int8Unit(weight=form, bias=bias)
 
-    def multiply(self, rows: Tensor, form: Int8Form, bias: Tensor | None) -> Tensor:
+    def multiply(self, rows: Tensor, form: Int8Unit, bias: Tensor | None) -> Tensor:
         """(images, inputs, height, width) → (images, outputs, …), channels innermost."""
-        return self._convolve(self.steps(rows), form, bias, 1.0, 0, rows.dtype, "none")
+        return self._convolve(self.steps(rows), form, 1.0, 0, rows.dtype)
 
-    def of_steps(self, steps: Tensor, bias: Tensor | None, to: Int8Convolution | torch.dtype, *, relu: bool) -> Tensor:
-        """Of what :meth:`steps` gives, after ReLU if so: floating-point numbers, or the steps that another convolution takes."""
-        form, function = self._form(transposed=False), "relu" if relu else "none"
+    def of_steps(self, steps: Tensor, to: Int8Convolution | torch.dtype) -> Tensor:
+        """Of what :meth:`steps` gives: floating-point numbers, or the steps that another convolution takes."""
+        form = self._form(transposed=False)
         if isinstance(to, torch.dtype):
-            return self._convolve(steps, form, bias, 1.0, 0, to, function)
-        return self._convolve(steps, form, bias, to._scale, to._zero, torch.uint8, function)
+            return self._convolve(steps, form, 1.0, 0, to)
+        return self._convolve(steps, form, to._scale, to._zero, torch.uint8)
 
-    def _convolve(self, steps: Tensor, form: Int8Form, bias: Tensor | None, scale: float, zero: int, to: torch.dtype, after: str) -> Tensor:
+    def _convolve(self, steps: Tensor, form: Int8Unit, scale: float, zero: int, to: torch.dtype) -> Tensor:
+        name, numbers = self.unit.function
         return torch.ops.onednn.qconv_pointwise(
-            steps, self._scale, self._zero, form.packed, form.scales, form.zeros, None if bias is None else bias.float(),
-            *self._geometry, scale, zero, to, after, [], "",
-        )  # fmt: skip
+            steps, self._scale, self._zero, *form.weight, form.bias, *self.unit.geometry, scale, zero, to, name, numbers, ""
+        )
 
     def steps(self, images: Tensor) -> Tensor:
         """The unsigned steps of floating-point images, channels innermost."""

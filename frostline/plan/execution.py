@@ -22,6 +22,7 @@ from frostline.data.randomness import generator
 from frostline.kernels.attention import with_wide_gradients
 from frostline.kernels.caches import without_caches
 from frostline.kernels.first_token import FirstToken, reading_first
+from frostline.kernels.frozen_convolution import convolving
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
@@ -74,7 +75,7 @@ class Execution:
     blocks: FusedBlocks = field(default_factory=FusedBlocks)
     """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
-    """What multiplies with the weights of frozen linear layers, by the layers' names, where not ``F.linear``."""
+    """What multiplies with the weights of frozen layers, by the layers' names, where not their own ``forward``."""
     first_token: FirstToken | None = None
     """What is computed for the first token alone."""
     recomputed: list[str] = field(default_factory=list)
@@ -210,9 +211,10 @@ class Execution:
         lora = fused(module) if self.fused else contextlib.nullcontext()
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
-        multiplied, chains = multiplying(module, self.products), chained(module, self.products)
+        multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
+        chains = chained(module, self.products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
-        with _ONE_THREAD, uncached, lora, blocks, attention, multiplied, chains, first, again:
+        with _ONE_THREAD, uncached, lora, blocks, attention, multiplied, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -7,7 +7,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.data.loader import spread
 from frostline.data.token_rows import IGNORED
+from frostline.kernels.convolution_unit import ConvolutionUnit, noticing, proven
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.models.model import evaluating
 from frostline.plan.execution import Execution
@@ -41,6 +41,8 @@ class FrozenLayer:
     low: float
     high: float
     """The range of what came in."""
+    unit: ConvolutionUnit | None = None
+    """Of a convolution that no gradient passes: it, and what follows it."""
 
     @property
     def convolves(self) -> bool:
@@ -64,7 +66,13 @@ class FrozenLayer:
             (kernel, stride, padding, dilation, image) = ("x".join(map(str, size)) for size in sizes)
             what = f"{self.layer.in_channels}x{self.layer.out_channels}/{self.layer.groups}"
             what += f" {kernel} stride {stride} padding {padding} dilation {dilation} of {image}"
+            what += "".join(f" {type(part).__name__}" for part in self.unit.members[1:]) if self.unit else ""
         return f"{what}{'' if self.passes_gradient else ' forward'}"
+
+    @property
+    def plain(self) -> Callable[[Tensor], Tensor]:
+        """What its product computes, by the layers themselves."""
+        return self.unit or functools.partial(type(self.layer).forward, self.layer)  # type: ignore[arg-type]
 
 
 def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
@@ -74,6 +82,7 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
     if not layers:
         return []
     few = source.encode(spread(source.rows, 3), None)
+    convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
     rows, passing = dict.fromkeys(layers, 0), dict.fromkeys(layers, False)
     shapes: dict[str, tuple[int, ...]] = {name: (layer.weight.shape[1],) for name, layer in layers.items()}
     ranges = dict.fromkeys(layers, (0.0, 0.0))
@@ -86,8 +95,11 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
         low, high = torch.aminmax(x.detach())
         ranges[name] = min(ranges[name][0], float(low)), max(ranges[name][1], float(high))
 
-    with evaluating(module), observed(module, layers, see), torch.enable_grad():
+    with noticing(module, convolutions) as units, evaluating(module), observed(module, layers, see), torch.enable_grad():
         execution.forward(few)
+    units = {name: unit for name, unit in units.items() if not (passing[name] or unit.learns)}
+    if not proven(module, units, lambda: execution.forward(few)):
+        units = {name: ConvolutionUnit(convolution=unit.convolution) for name, unit in units.items()}
     output = execution.model.output
     if output in layers and few.labels.dim() == 2:  # called by outputs_of with the labelled positions, and not as a module
         rows[output], passing[output] = int((few.labels != IGNORED).sum()), True
@@ -95,7 +107,7 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
     return [
         FrozenLayer(
             name=name, layer=layers[name], rows=max(1, round(scale * count)), row=shapes[name], passes_gradient=passing[name],
-            low=ranges[name][0], high=ranges[name][1],
+            low=ranges[name][0], high=ranges[name][1], unit=units.get(name),
         )
         for name, count in rows.items()
         if count
@@ -121,11 +133,10 @@ def seconds_now_and_with(item: FrozenLayer, execution: Execution, product: Froze
     back = item.passes_gradient and not item.convolves
 
     def plain() -> None:
-        layer: Any = item.layer
         with execution.autocast():
-            type(layer).forward(layer, x)
+            item.plain(x)
         if back:
-            _ = grad @ layer.weight.to(grad.dtype)
+            _ = grad @ item.layer.weight.to(grad.dtype)
 
     def by(chosen: FrozenProduct) -> None:
         chosen.forward(x, None)

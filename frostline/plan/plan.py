@@ -36,6 +36,7 @@ from frostline.plan.passes import (
     first_token,
     fuse_adapter,
     fuse_blocks,
+    fuse_convolutions,
     label_logits,
     lower_frozen,
     micro_batch,
@@ -65,8 +66,7 @@ class Plan:
     decisions: list[Decision]
     predicted: Cost
     parameters: dict[str, int] = field(default_factory=dict)
-    """Counts of numbers: all, learning, frozen, before the line; and bytes of weights, gradients, optimiser, activations, of
-    what comes and goes in a step, and of stored rows in memory."""
+    """Numbers: all, learning, frozen, before the line; bytes of weights, gradients, optimiser, activations, temporaries, stored rows."""
     warnings: list[str] = field(default_factory=list)
     """What the labels of the training rows' tokens must be known for: cuts, missing end tokens, templates."""
     carried_out: bool = False
@@ -104,11 +104,12 @@ class Plan:
             for decision in self.decisions
         ]
         recipe, trained = self.recipe, self.execution.sources["train"].rows
+        method = f"last {recipe.adapt.last}" if recipe.adapt.method == "last" else recipe.adapt.method
         batches = -(-trained // recipe.train.batch)
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.predicted.parts.items(), key=lambda part: -part[1]))
         return "\n".join(
             [
-                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {_named(recipe.adapt)}",
+                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {method}",
                 table(["pass", "", "why", "saves", "costs"], rows),
                 f"parameters: {counts['all']:,}, of which {counts['learning']:,} ({share:.2f} %) learn",
                 "bytes: "
@@ -126,10 +127,6 @@ class Plan:
         from html import escape
 
         return f"<pre>{escape(str(self))}</pre>"
-
-
-def _named(adapt: AdaptRecipe) -> str:
-    return f"last {adapt.last}" if adapt.method == "last" else adapt.method
 
 
 def _size(count: float) -> str:
@@ -215,8 +212,10 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     layers, steps = frozen_layers(execution, work.batch), work.epochs * work.train_rows / work.batch
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
+    convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    others = [made for made in (layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, lowered, packed) if made]
+    proposed = [layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
+    others = [made for made in proposed if made]
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch)
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
@@ -265,13 +264,15 @@ def _resumed(
     if "fuse_blocks" in on:
         fuse_blocks.fuse(execution)
     settings = {decision.what: decision.settings for decision in forced if decision.on}
-    if rows := settings.get("prepack_frozen"):
-        prepack_frozen.pack(execution, frozen_layers(execution, 1), rows)
+    layers = frozen_layers(execution, 1)
+    prepack_frozen.pack(execution, layers, settings.get("prepack_frozen", {}))
+    if "fuse_convolutions" in on:
+        fuse_convolutions.fuse(execution, layers)
     if names := settings.get("first_token"):
         execution.first_token = FirstToken(**names)
     execution.recomputed = settings.get("checkpoint_activations", {}).get("blocks", [])
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
-    lower_frozen.lower(execution, settings.get("lower_frozen", {}).get("layers", {}))
+    lower_frozen.lower(execution, layers, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
         source = execution.sources["train"]
         model.module.train()

@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from frostline.adapt.freeze import freeze
 from frostline.kernels import int8_chain
-from frostline.kernels.frozen_linear import multiplying
+from frostline.kernels.convolution_unit import noticing
+from frostline.kernels.frozen_convolution import convolving
 from frostline.kernels.int8_chain import Chain, chained, find
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import can_lower, largest_activation
+from frostline.plan.frozen_layers import observed
 
 pytestmark = pytest.mark.skipif(
     not can_lower(torch.zeros(1)) or largest_activation() < 255, reason="no fast products of int8 with full steps here"
@@ -42,25 +45,14 @@ def network() -> nn.Sequential:
 
 
 def lowered(module: nn.Module, x: Tensor) -> dict[str, Int8Convolution]:
-    """Products of all its convolutions, by the ranges of what comes in."""
-    products: dict[str, Int8Convolution] = {}
-
-    def look(name: str) -> None:
-        layer = module.get_submodule(name)
-
-        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            products[name] = Int8Convolution(layer, low=float(args[0].min()), high=float(args[0].max()))
-
-        handles.append(layer.register_forward_pre_hook(see))
-
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Conv2d):
-            look(name)
-    module(x)
-    for handle in handles:
-        handle.remove()
-    return products
+    """Products of all its convolutions and what follows them, by the ranges of what comes in."""
+    ranges: dict[str, tuple[float, float]] = {}
+    convolutions = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+    with noticing(module, convolutions) as units:
+        module(x)
+    with observed(module, convolutions, lambda name, x: ranges.update({name: (float(x.min()), float(x.max()))})):
+        module(x)
+    return {name: Int8Convolution(unit, low=ranges[name][0], high=ranges[name][1]) for name, unit in units.items()}
 
 
 def names(chains: list[Chain]) -> list[list[str]]:
@@ -68,12 +60,12 @@ def names(chains: list[Chain]) -> list[list[str]]:
 
 
 def computed(module: nn.Module, products: Mapping[str, Int8Convolution], x: Tensor) -> Tensor:
-    with multiplying(module, products), chained(module, products):
+    with convolving(module, products), chained(module, products):
         return module(x).detach()
 
 
 def one_by_one(module: nn.Module, products: Mapping[str, Int8Convolution], x: Tensor) -> Tensor:
-    with multiplying(module, products):
+    with convolving(module, products):
         return module(x).detach()
 
 
@@ -103,9 +95,9 @@ def test_within_only_and_only_whole() -> None:
     assert not torch.equal(ours, plain) and float((ours - plain).norm() / plain.norm()) < 0.05
     assert float((ours - alone).norm() / plain.norm()) < 0.02
     assert torch.equal(module(x), plain) and not any("forward" in vars(part) for part in module.modules())
-    with multiplying(module, products), chained(module, products):
+    with convolving(module, products), chained(module, products):
         tapped = module[1](module[0](x)), module[:2](x)
-    with multiplying(module, products):
+    with convolving(module, products):
         expected = module[1](module[0](x))
     assert torch.equal(tapped[0], expected) and torch.equal(tapped[1], expected), "members by themselves compute as ever"
 
@@ -122,7 +114,7 @@ def test_an_image_does_not_depend_on_those_beside_it() -> None:
 def test_what_learns_after_it_gets_its_gradient_and_bf16_stays_bf16() -> None:
     module, x = network(), images()
     products = lowered(module, x)
-    with multiplying(module, products), chained(module, products):
+    with convolving(module, products), chained(module, products):
         module(x).sum().backward()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert find(module, products)[0](x).dtype == torch.bfloat16
@@ -132,11 +124,11 @@ def test_what_learns_after_it_gets_its_gradient_and_bf16_stays_bf16() -> None:
 def test_an_error_within_leaves_no_trace() -> None:
     module, x = network(), images()
     products = lowered(module, x)
-    with multiplying(module, products), chained(module, products):
+    with convolving(module, products), chained(module, products):
         with pytest.raises(RuntimeError):
             module(x[:, :2])
         tapped = module[1](module[0](x))
-    with multiplying(module, products):
+    with convolving(module, products):
         assert torch.equal(tapped, module[1](module[0](x)))
 
 
@@ -152,7 +144,12 @@ def test_where_a_chain_ends() -> None:
     assert found(convolution(3, 8), convolution(8, 8)) == [["0", "1"]]
     assert found(convolution(3, 8)) == [] and found(convolution(3, 8), nn.MaxPool2d(2)) == [], "nothing to gain"
     assert found(convolution(3, 8), nn.ReLU(), convolution(8, 8), without=2) == [["0"]], "what stays in floating point"
-    assert found(convolution(3, 8), nn.ReLU6(), convolution(8, 8), nn.ReLU()) == [["2"]]
+    assert found(convolution(3, 8), nn.ReLU6(), convolution(8, 8), nn.ReLU()) == [["0", "2"]]
+    assert found(convolution(3, 8), nn.Tanh(), convolution(8, 8), nn.ReLU()) == [["2"]]
+    norm = nn.BatchNorm2d(8).eval()
+    assert found(convolution(3, 8), norm, nn.ReLU(), convolution(8, 8), nn.ReLU()) == [["3"]], "its numbers may change"
+    freeze(norm, lambda name: False)
+    assert found(convolution(3, 8), norm, nn.ReLU(), convolution(8, 8), nn.ReLU()) == [["0", "3"]]
     assert found(convolution(3, 8), nn.ReLU(), nn.ReLU(), convolution(8, 8), nn.ReLU()) == [["0"], ["3"]]
     shared = nn.ReLU()
     assert found(convolution(3, 8), shared, convolution(8, 8), shared) == [], "a member that stands there twice"

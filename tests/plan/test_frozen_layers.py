@@ -100,10 +100,10 @@ def test_convolutions_and_what_comes_into_them(digits: Dataset, tmp_path: Path) 
     execution = plan(fl.load(network, data=data, size=24), data, tmp_path, adapt="head", int8="off").execution
     (item,) = frozen_layers(execution, 6)
     assert item.convolves and not item.passes_gradient and item.rows == 6 and item.row == (3, 24, 24)
-    assert item.shape == "3x8/1 3x3 stride 2x2 padding 1x1 dilation 1x1 of 24x24 forward"
+    assert item.shape == "3x8/1 3x3 stride 2x2 padding 1x1 dilation 1x1 of 24x24 ReLU forward"
     inputs = execution.sources["train"].encode(range(12), None).inputs
     assert item.low == -1.0 and 0.5 < item.high <= float(next(iter(inputs.values())).max()) + 1e-6
-    now, then = seconds_now_and_with(item, execution, Int8Convolution(item.layer, low=item.low, high=item.high))
+    now, then = seconds_now_and_with(item, execution, Int8Convolution(item.unit, low=item.low, high=item.high))
     assert now > 0 and then > 0
 
 

@@ -29,7 +29,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
         lay_out(execution, False)
         return Decision(what="channels_last", on=False, why="switched off in the recipe")
     source = execution.sources["train"]
-    batch = _affordable_batch(execution, recipe.train.batch) if forced == "auto" else source.encode(np.arange(1), None)
+    batch = affordable_batch(execution, recipe.train.batch) if forced == "auto" else source.encode(np.arange(1), None)
 
     def seconds() -> float:
         with torch.no_grad():
@@ -56,7 +56,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     return Decision(what="channels_last", on=faster, why=why)
 
 
-def _affordable_batch(execution: Execution, batch: int) -> Batch:
+def affordable_batch(execution: Execution, batch: int) -> Batch:
     """As many rows as one forward pass takes a tenth of a second for: few rows measure the calls, not the arithmetic."""
     source = execution.sources["train"]
     one = source.encode(np.arange(1), None)

@@ -1,5 +1,5 @@
 """lower_frozen: multiply with frozen weights in int8: linear layers forward and for the gradient that passes through
-(kernels/int8_product.py), and convolutions that no gradient passes (kernels/int8_convolution.py, int8_chain.py).
+(kernels/int8_product.py), and convolutions that no gradient passes, with what follows them (kernels/int8_convolution.py, int8_chain.py).
 
 Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
 before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` the layers whose
@@ -45,7 +45,7 @@ _SECONDS = 0.5
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], loss: Loss, steps: float) -> Decision | None:
     """Lower the layers that are faster so and keep the loss; None where nothing frozen multiplies. ``steps``: of the whole run."""
-    layers = [item for item in layers if item.name != execution.model.output and not (item.convolves and _needs_gradient(item))]
+    layers = [item for item in layers if item.name != execution.model.output and not (item.convolves and item.unit is None)]
     if not layers:
         return None
     off = Decision(what="lower_frozen", on=False, why="switched off in the recipe", exact=False)
@@ -56,7 +56,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     layers = [item for item in layers if can_lower(item.layer.weight)]
     if not layers:
         return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
-    products = {item.name: _product(item.layer, *_ends(item)) for item in layers}
+    products = {item.name: _product(item, *_ends(item)) for item in layers}
     saved = _seconds_saved(layers, products, execution, forced=recipe.plan.int8 == "on")
     chosen = [item for item in layers if item.name in saved]
     if not chosen:
@@ -76,19 +76,15 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     )  # fmt: skip
 
 
-def lower(execution: Execution, ranges: Mapping[str, list[float]]) -> None:
-    """Let these layers multiply in int8; of a convolution, the range of what comes in."""
-    for name, ends in ranges.items():
-        execution.products[name] = _product(execution.model.module.get_submodule(name), *ends)
+def lower(execution: Execution, layers: list[FrozenLayer], ranges: Mapping[str, list[float]]) -> None:
+    """Let the layers of these names multiply in int8; of a convolution, the range of what comes in."""
+    for item in layers:
+        if item.name in ranges:
+            execution.products[item.name] = _product(item, *ranges[item.name])
 
 
-def _needs_gradient(item: FrozenLayer) -> bool:
-    bias = item.layer.bias
-    return item.passes_gradient or (bias is not None and bias.requires_grad)
-
-
-def _product(layer: Any, *ends: float) -> FrozenProduct:
-    return Int8Convolution(layer, low=ends[0], high=ends[1]) if ends else Int8Product(layer.weight)
+def _product(item: FrozenLayer, *ends: float) -> FrozenProduct:
+    return Int8Convolution(item.unit, low=ends[0], high=ends[1]) if item.unit else Int8Product(item.layer.weight)
 
 
 def _ends(item: FrozenLayer) -> list[float]:
@@ -116,14 +112,17 @@ def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, executio
     shape = (first.rows_to_time, *first.row)
     images = torch.empty(shape, dtype=computed_in(first, execution)).uniform_(first.low, first.high)
 
-    def plain() -> None:
-        y = images
+    def as_now() -> None:
+        y: Any = images
         with execution.autocast():
-            for member in chain.members:
-                y = member(y)
+            for link in chain.links:
+                current = execution.products.get(link.name)
+                y = link.product.unit(y) if current is None else current.forward(y, None)
+                for pool in link.pools:
+                    y = pool(y)
 
     with torch.no_grad():
-        now, then = best_seconds_each([plain, lambda: chain(images)], budget=0.1)
+        now, then = best_seconds_each([as_now, lambda: chain(images)], budget=0.1)
     return first.rows / len(images) * now, first.rows / len(images) * then
 
 
@@ -181,10 +180,10 @@ def _output_errors(
     errors = dict.fromkeys(by_name, 0.0)
 
     def see(name: str, x: Tensor) -> None:
-        layer: Any = by_name[name].layer
-        rows = (x if by_name[name].convolves else x.reshape(-1, x.shape[-1])).to(layer.weight.dtype)
-        plain = type(layer).forward(layer, rows)
-        lowered = products[name].forward(rows, layer.bias)
+        item = by_name[name]
+        rows = (x if item.convolves else x.reshape(-1, x.shape[-1])).to(item.layer.weight.dtype)
+        plain = item.plain(rows)
+        lowered = products[name].forward(rows, item.layer.bias)
         errors[name] = max(errors[name], float((lowered - plain).norm() / plain.norm().clamp_min(1e-12)))
 
     with observed(execution.model.module, by_name, see):
