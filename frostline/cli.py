@@ -374,13 +374,15 @@ def _info(options: argparse.Namespace) -> None:
 
     from frostline import __version__
     from frostline.plan.machine import machine, memory_limit
+    from frostline.plan.rates import as_table, product_rates
 
     _refuse_settings(options, "`frostline info` has nothing to set. Leave it out")
-    here = machine(again=options.calibrate)
+    here, rates = machine(again=options.calibrate), product_rates(again=options.calibrate)
     versions = {"frostline": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
     content = {**versions, "free_memory_gb": memory_limit() / 1e9, **dataclasses.asdict(here)}
     shown = {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in content.items()}
-    _print(options, content, "\n".join(f"{name:<22} {value}" for name, value in shown.items()))
+    text = "\n".join(f"{name:<22} {value}" for name, value in shown.items())
+    _print(options, {**content, "products": rates}, f"{text}\n\n{as_table(rates)}")
 
 
 def _find_lr(options: argparse.Namespace) -> None:

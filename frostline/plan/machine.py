@@ -45,7 +45,7 @@ class Machine:
 
 def machine(*, again: bool = False) -> Machine:
     """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about two seconds."""
-    path = cache_folder() / f"machine-{_fingerprint()}.json"
+    path = cache_folder() / f"machine-{fingerprint()}.json"
     if not again:
         try:
             return Machine(**json.loads(path.read_text()))
@@ -84,7 +84,8 @@ def resident_bytes() -> int:
         return 0
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
+    """Of what the measurements depend on: processor, cores, threads, PyTorch."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = sorted({line for line in file if line.startswith(("model name", "flags", "cpu MHz")) and "MHz" not in line})

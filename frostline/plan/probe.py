@@ -21,7 +21,7 @@ from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.kernels.large_blocks import bytes_needed
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
-from frostline.plan.machine import best_seconds, usual_seconds
+from frostline.plan.machine import best_seconds, memory_limit, usual_seconds
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
@@ -46,7 +46,8 @@ class Probe:
     saved_bytes: int
     """Activations that the heaviest batch keeps for the backward pass."""
     transient_bytes: int
-    """Largest output of one module in the heaviest batch, counted twice: what comes and goes."""
+    """What comes and goes beside them while the heaviest batch is computed; where it cannot be measured, the largest output of one
+    module, counted twice."""
     input_bytes: int
     """One encoded batch."""
 
@@ -88,15 +89,24 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
             largest = _largest_output(execution, replace(heavy, border=None))
         scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
-        at_a_time = batch if line is None else max(batch, prefix_rows(source))
+        saved = int(heavy_scale * heaviest * saved) + fixed
+        step = usual_seconds(lambda: _step(execution, sample, loss))
+        smaller, larger = _first(sample, 3), sample
+        if source.lengths is not None:
+            affordable = scale * width * step * positions.max() <= _SECONDS * positions.mean() and saved < memory_limit() / 4
+            smaller, larger = _first(heavy, 2), heaviest_rows(execution, batch, batch) if affordable else heavy
+        needed = _bytes_needed(functools.partial(_step, execution, loss=loss), smaller, larger, batch)
+        if needed is not None and line is not None:  # its store is filled before
+            three = few if source.lengths is None else heavy
+            needed = max(needed, _bytes_needed(execution.prefix, _first(three, 2), three, prefix_rows(source)) or 0)
         result = Probe(
             batch=batch,
             encode_row=encode_row,
             prefix_row=bend * width * prefix_row,
-            step=bend * scale * width * usual_seconds(lambda: _step(execution, sample, loss)),
+            step=bend * scale * width * step,
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample)),
-            saved_bytes=int(heavy_scale * heaviest * saved) + fixed,
-            transient_bytes=_transient_bytes(execution, few, at_a_time) or int(2 * at_a_time * heaviest * largest),
+            saved_bytes=saved,
+            transient_bytes=needed - saved if needed and needed > saved else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -133,13 +143,13 @@ def _affordable_rows(execution: Execution, sample: Batch, batch: int) -> int:
     return min(batch, max(len(sample.rows), int(_SECONDS / (4 * row + 1e-9))))
 
 
-def heaviest_rows(execution: Execution, batch: int) -> Batch:
-    """A few rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
+def heaviest_rows(execution: Execution, batch: int, count: int = 3) -> Batch:
+    """So many rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
     source = execution.sources["train"]
     rows = np.arange(source.rows)
     if source.lengths is not None:
         rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
-    heavy = source.encode(rows[spread(len(rows), 3)], None)
+    heavy = source.encode(rows[spread(len(rows), count)], None)
     if execution.line is not None:
         heavy.border = tuple(execution.prefix(heavy))
     return heavy
@@ -174,6 +184,12 @@ def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray) -
 def prefix_rows(source: SplitSource) -> int:
     """Rows that go through the frozen prefix at a time, while its store is filled."""
     return 16 if source.lengths is None else 32
+
+
+def _first(batch: Batch, rows: int) -> Batch:
+    border = None if batch.border is None else tuple(tensor[:rows] for tensor in batch.border)
+    inputs = {name: value[:rows] for name, value in batch.inputs.items()}
+    return replace(batch, inputs=inputs, labels=batch.labels[:rows], rows=batch.rows[:rows], border=border)
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:
@@ -237,17 +253,16 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _transient_bytes(execution: Execution, few: Batch, rows: int) -> int | None:
-    """What comes and goes in a forward pass of so many images, by what two of them and a few need: a part of it is there for any number.
-    None for texts, whose rows differ, and where it cannot be measured."""
-    if execution.sources["train"].lengths is not None or len(few.rows) < 3:
-        return None
-    two = replace(few, inputs={name: value[:2] for name, value in few.inputs.items()}, labels=few.labels[:2], rows=few.rows[:2])
-    needed = [bytes_needed(functools.partial(_forward, execution, some)) for some in (two, few)]
+def _bytes_needed(work: Callable[[Batch], object], few: Batch, more: Batch, rows: int) -> int | None:
+    """Most bytes that live at once in the work on so many rows, on a straight line through what a few of them and more need: a part is
+    there for any number. None where it cannot be measured; small tensors are not counted."""
+    work(few)  # what is made once, as gradients and packed weights, is there from now on
+    needed = [bytes_needed(functools.partial(work, batch)) for batch in (few, more)]
     if needed[0] is None or needed[1] is None:
         return None
-    each = max(0, needed[1] - needed[0]) / (len(few.rows) - 2)
-    return int(needed[0] + (rows - 2) * each)
+    counts = [len(few.labels), len(more.labels)]
+    each = (needed[1] - needed[0]) / (counts[1] - counts[0]) if counts[1] > counts[0] else needed[1] / counts[1]
+    return int(needed[1] + (rows - counts[1]) * max(0.0, each))
 
 
 def _largest_output(execution: Execution, batch: Batch) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 
 import frostline as fl
 from frostline.data.loader import epoch_batches, spread
+from frostline.kernels.large_blocks import bytes_needed, use_large_blocks
 from frostline.plan import probe as probe_module
 from frostline.plan.probe import _positions, _positions_of_row, _repeated, _saved_bytes, probe
 from tests.plan.small import bert_with_lora
@@ -183,18 +184,37 @@ def test_a_part_of_a_batch_is_not_taken_for_the_whole(texts, tmp_path, monkeypat
     assert probe(made.execution, mean_loss, 8).step > 0
 
 
-def test_what_comes_and_goes_is_measured_with_two_images_and_a_few(digits, tmp_path, monkeypatch):
+def test_what_is_needed_of_many_rows_lies_on_a_line_through_few_and_more(digits, tmp_path, monkeypatch):
     """A part of it is there for any number of rows, as weights that are laid out anew."""
     seen = []
 
     def needed(run):
         run()
-        return 1_000_000 + 50_000 * seen.pop()
+        return 1_000_000 + 50_000 * seen[-1]
 
-    monkeypatch.setattr(probe_module, "bytes_needed", needed)
-    monkeypatch.setattr(probe_module, "_forward", lambda execution, batch: seen.append(len(batch.labels)))
     made = plan(cnn(digits), first_rows(digits, 40), tmp_path / "run", adapt="full", batch=16)
-    few = made.execution.sources["train"].encode(np.arange(3), None)
-    assert probe_module._transient_bytes(made.execution, few, 16) == 1_000_000 + 16 * 50_000
+    monkeypatch.setattr(probe_module, "bytes_needed", needed)
+    three = made.execution.sources["train"].encode(np.arange(3), None)
+
+    def work(batch):
+        seen.append(len(batch.labels))
+        return made.execution.forward(batch)
+
+    assert probe_module._bytes_needed(work, probe_module._first(three, 2), three, 16) == 1_000_000 + 16 * 50_000
+    assert seen == [2, 2, 3], "once before, for what stays"
+    assert probe_module._bytes_needed(work, three, three, 6) == 2 * 1_150_000
     monkeypatch.setattr(probe_module, "bytes_needed", lambda run: None)
-    assert probe_module._transient_bytes(made.execution, few, 16) is None
+    assert probe_module._bytes_needed(work, three, three, 16) is None
+
+
+@pytest.mark.skipif(use_large_blocks() is not None, reason="tensors come from another allocator")
+def test_the_peak_of_a_step_is_measured(texts, digits, tmp_path):
+    """Of the heaviest batch of texts, and of images: what lives at once, with gradients that are there before."""
+    for number, (data, model) in enumerate([(texts, fl.load("transformer", data=texts, width=64, depth=2)), (digits, cnn(digits))]):
+        execution = plan(model, data, tmp_path / str(number), adapt="full", batch=16).execution
+        found = probe(execution, mean_loss, 16)
+        heavy = probe_module.heaviest_rows(execution, 16, 16)
+        probe_module._step(execution, heavy, mean_loss)
+        actual = bytes_needed(lambda: probe_module._step(execution, heavy, mean_loss))  # noqa: B023
+        assert found.saved_bytes + found.transient_bytes == pytest.approx(actual, rel=0.05)
+        execution.model.module.zero_grad()
