@@ -242,7 +242,7 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
             unit = ConvolutionUnit(convolution=layer, activation=nn.ReLU())
             product, given, cast = Int8Convolution(unit, low=0.0, high=float(x.max())), x.to(dtype), copy.deepcopy(layer).to(dtype)
             after = Int8Convolution(ConvolutionUnit(convolution=nn.Conv2d(outputs, 1, 1)), low=0.0, high=float(exact.max()))
-            packed, steps = PackedConvolution(unit, dtype=dtype), product.steps(x)
+            packed, steps = PackedConvolution(unit, dtype=dtype, images=tuple(x.shape)), product.steps(x)
             runs = {
                 "packed fp32": lambda: packed.forward(given, None),  # noqa: B023
                 "packed bf16": lambda: packed.forward(given, None),  # noqa: B023

@@ -23,11 +23,12 @@ class PackedUnit(NamedTuple):
 
 
 class PackedConvolution(FrozenConvolution):
-    """Computes in ``dtype``."""
+    """Computes in ``dtype``; packed for ``images`` of (count, channels, height, width). It is right for others too, but they can take
+    fifty times as long: those of another size, and one alone where it was packed for several. How many these are does not matter."""
 
-    def __init__(self, unit: ConvolutionUnit, *, dtype: torch.dtype) -> None:
+    def __init__(self, unit: ConvolutionUnit, *, dtype: torch.dtype, images: tuple[int, ...]) -> None:
         super().__init__(unit)
-        self.dtype = dtype
+        self.dtype, self.images = dtype, images
         self.bytes_per_number = dtype.itemsize
 
     def takes(self, dtype: torch.dtype) -> bool:
@@ -37,7 +38,8 @@ class PackedConvolution(FrozenConvolution):
         """Of the unit, norm and all."""
         weight, bias = self.unit.folded()
         stride, padding, dilation, groups = self.unit.geometry
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self.dtype), padding, stride, dilation, groups, None)
+        shape = list(self.images)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight.to(self.dtype), padding, stride, dilation, groups, shape)
         return PackedUnit(weight=packed, bias=None if bias is None else bias.to(self.dtype))
 
     def multiply(self, rows: Tensor, form: PackedUnit, bias: Tensor | None) -> Tensor:

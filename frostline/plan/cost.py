@@ -32,7 +32,7 @@ _HASHED_PER_SECOND = 0.8e9
 """Bytes, by blake2b, of each core."""
 _BUILDING = 0.2
 """Seconds to make the network that is read into."""
-_RUNNING = 50e6
+_RUNNING = 70e6
 """Bytes of what a run has beside tensors and the plan has not yet: modules, threads, open files; about."""
 
 

@@ -22,8 +22,7 @@ from frostline.plan.machine import best_seconds_each
 
 _MOST_ROWS, _MOST_IMAGES = 2048, 4  # timed with; more tell nothing new
 _LARGE = 2**14  # places of an image: of such, half as many
-_SMALLEST = 2**14  # numbers: a smaller weight is multiplied in no time
-_SMALLEST_KERNEL = 2**10  # of a convolution, which multiplies each number at every place of an image
+_SMALLEST = 2**14  # numbers of a matrix: a smaller one is multiplied in no time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +166,7 @@ def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         if (type(part) is nn.Linear or (type(part) is nn.Conv2d and part.padding_mode == "zeros" and not isinstance(part.padding, str)))
         and _is_frozen_parameter(part._parameters.get("weight"))  # a pruned or normed weight is made of parameters that may learn
         and "forward" not in vars(part)
-        and part.weight.numel() >= (_SMALLEST_KERNEL if type(part) is nn.Conv2d else _SMALLEST)
+        and (type(part) is nn.Conv2d or part.weight.numel() >= _SMALLEST)
     }
 
 

@@ -264,7 +264,8 @@ def _resumed(
     if "fuse_blocks" in on:
         fuse_blocks.fuse(execution)
     settings = {decision.what: decision.settings for decision in forced if decision.on}
-    layers = frozen_layers(execution, 1)
+    work = _work(recipe, model, execution.sources)
+    layers = frozen_layers(execution, work.batch)
     prepack_frozen.pack(execution, layers, settings.get("prepack_frozen", {}))
     if "fuse_convolutions" in on:
         fuse_convolutions.fuse(execution, layers)
@@ -277,7 +278,6 @@ def _resumed(
         source = execution.sources["train"]
         model.module.train()
         execution.line = execution.find_line(source.encode(np.arange(min(3, source.rows)), None).inputs)
-    work = _work(recipe, model, execution.sources)
     cost = Cost(seconds=0.0, peak_bytes=0, disk_bytes=0, parts={})
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,

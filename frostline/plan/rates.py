@@ -88,7 +88,7 @@ def _convolutions() -> Rates:
                 a, b = (tensor.to(dtype).contiguous(memory_format=layout) for tensor in (x, layer.weight))
                 ways[f"{name}{inner}"] = functools.partial(functional.conv2d, a, b, padding=1)
             if can_pack(layer.weight, dtype):
-                convolution = PackedConvolution(unit, dtype=dtype)
+                convolution = PackedConvolution(unit, dtype=dtype, images=tuple(x.shape))
                 ways[f"{name} packed"] = functools.partial(convolution.forward, a, None)
         if can_lower(layer.weight):
             lowered = Int8Convolution(unit, low=-4.0, high=4.0)

@@ -21,7 +21,7 @@ def network() -> nn.Sequential:
 def product(module: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, PackedConvolution]:
     with noticing(module, ["0"]) as units:
         module(x)
-    return {"0": PackedConvolution(units["0"], dtype=dtype)}
+    return {"0": PackedConvolution(units["0"], dtype=dtype, images=(4, 3, 9, 9))}
 
 
 def test_the_gradients_of_what_learns_are_the_same() -> None:

@@ -36,6 +36,10 @@ def unit(geometry: dict[str, Any], activation: nn.Module | None, normed: bool = 
     return made
 
 
+def packed(plain: ConvolutionUnit, dtype: torch.dtype) -> PackedConvolution:
+    return PackedConvolution(plain, dtype=dtype, images=(3, 16, 14, 11))
+
+
 def images(layout: torch.memory_format = torch.contiguous_format) -> Tensor:
     return torch.randn(3, 16, 14, 11, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
 
@@ -47,17 +51,17 @@ def test_equals_the_modules_one_after_the_other(
     geometry: dict[str, Any], activation: nn.Module | None, layout: torch.memory_format
 ) -> None:
     plain, x = unit(geometry, activation), images(layout)
-    ours, exact = PackedConvolution(plain, dtype=torch.float32).forward(x, None), plain(x)
+    ours, exact = packed(plain, torch.float32).forward(x, None), plain(x)
     torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5 * float(exact.abs().max()))
     without = unit(geometry, activation, normed=False)
-    torch.testing.assert_close(PackedConvolution(without, dtype=torch.float32).forward(x, None), without(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed(without, torch.float32).forward(x, None), without(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not can_pack(torch.zeros(1), torch.bfloat16), reason="no bf16 here")
 @pytest.mark.parametrize("geometry", GEOMETRIES[:3], ids=str)
 def test_bf16_is_as_near_as_bf16_is(geometry: dict[str, Any]) -> None:
     plain, x = unit(geometry, nn.ReLU6()), images()
-    product = PackedConvolution(plain, dtype=torch.bfloat16)
+    product = packed(plain, torch.bfloat16)
     assert product.takes(torch.bfloat16) and not product.takes(torch.float32)
     ours, exact = product.forward(x.bfloat16(), None), plain(x)
     assert ours.dtype == torch.bfloat16 and float((ours.float() - exact).norm() / exact.norm()) < 0.01
@@ -65,10 +69,11 @@ def test_bf16_is_as_near_as_bf16_is(geometry: dict[str, Any]) -> None:
 
 def test_an_image_alone_and_none_and_numbers_written_to() -> None:
     plain, x = unit(GEOMETRIES[0], nn.ReLU()), images()
-    product = PackedConvolution(plain, dtype=torch.float32)
+    product = packed(plain, torch.float32)
     whole = product.forward(x, None)
     torch.testing.assert_close(product.forward(x[1:2], None)[0], whole[1], rtol=1e-6, atol=1e-6)
     assert product.forward(x[:0], None).shape == (0, 32, 14, 11)
+    torch.testing.assert_close(product.forward(x[:, :, 3:], None), plain(x[:, :, 3:]), rtol=1e-4, atol=1e-4)
     plain.norm.running_mean.add_(1)  # type: ignore[union-attr]
     torch.testing.assert_close(product.forward(x, None), plain(x), rtol=1e-4, atol=1e-4)
     assert not torch.equal(product.forward(x, None), whole)

@@ -24,7 +24,6 @@ from tests.train.small import first_rows, plan
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
-    monkeypatch.setattr(layers_of, "_SMALLEST_KERNEL", 1)
 
 
 def tuned(folder: Path, **options: Any) -> Plan:

@@ -34,10 +34,9 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
     off = Decision(what="fuse_convolutions", on=False, why="switched off in the recipe")
     if recipe.plan.fuse_convolutions == "off":
         return off
-    plain = dict(execution.products)
+    batch, plain = affordable_batch(execution, recipe.train.batch), execution.products
     fuse(execution, layers)
     packed = execution.products
-    batch = affordable_batch(execution, recipe.train.batch)
 
     def forward(products: dict[str, FrozenProduct]) -> None:
         execution.products = products
@@ -60,5 +59,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
 def fuse(execution: Execution, layers: list[FrozenLayer]) -> None:
     """Let these convolutions be computed so."""
     execution.products = execution.products | {
-        item.name: PackedConvolution(item.unit, dtype=computed_in(item, execution)) for item in layers if item.unit
+        item.name: PackedConvolution(item.unit, dtype=computed_in(item, execution), images=(item.rows, *item.row))
+        for item in layers
+        if item.unit
     }

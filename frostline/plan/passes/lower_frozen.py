@@ -37,6 +37,8 @@ LIMIT = 0.01
 """Largest relative difference of the held-out loss."""
 _OUTPUT_LIMIT = 0.05
 """The same of a layer's own outputs, by which it is judged where the loss does not depend on them yet."""
+_SMALLEST_KERNEL = 2**10
+"""Numbers of a convolution's weight that is worth it."""
 _FASTER = 0.9
 _FEW, _ROWS = 4, 32
 """Held-out rows that are looked at, at least and at most, as long as a pass of them takes about ``_SECONDS``."""
@@ -45,7 +47,7 @@ _SECONDS = 0.5
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], loss: Loss, steps: float) -> Decision | None:
     """Lower the layers that are faster so and keep the loss; None where nothing frozen multiplies. ``steps``: of the whole run."""
-    layers = [item for item in layers if item.name != execution.model.output and not (item.convolves and item.unit is None)]
+    layers = [item for item in layers if item.name != execution.model.output and not (item.convolves and _not_lowered(item))]
     if not layers:
         return None
     off = Decision(what="lower_frozen", on=False, why="switched off in the recipe", exact=False)
@@ -81,6 +83,11 @@ def lower(execution: Execution, layers: list[FrozenLayer], ranges: Mapping[str, 
     for item in layers:
         if item.name in ranges:
             execution.products[item.name] = _product(item, *ranges[item.name])
+
+
+def _not_lowered(item: FrozenLayer) -> bool:
+    """Of a convolution: a gradient passes, or it hardly multiplies."""
+    return item.unit is None or item.layer.weight.numel() < _SMALLEST_KERNEL
 
 
 def _product(item: FrozenLayer, *ends: float) -> FrozenProduct:

@@ -15,9 +15,8 @@ from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import can_lower
 from frostline.kernels.packed_convolution import PackedConvolution
 from frostline.kernels.packed_product import can_pack
-from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
-from frostline.plan.passes import fuse_convolutions
+from frostline.plan.passes import fuse_convolutions, lower_frozen
 from frostline.plan.plan import Plan
 from tests.plan.small import gradients
 from tests.train.small import first_rows, plan, saved, stopped_and_resumed
@@ -27,8 +26,7 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.zeros(1), torch.float32), rea
 
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers_of, "_SMALLEST", 1)
-    monkeypatch.setattr(layers_of, "_SMALLEST_KERNEL", 1)
+    monkeypatch.setattr(lower_frozen, "_SMALLEST_KERNEL", 1)
 
 
 class Network(nn.Module):

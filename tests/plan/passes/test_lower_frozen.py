@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="no fast p
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
-    monkeypatch.setattr(layers_of, "_SMALLEST_KERNEL", 1)
+    monkeypatch.setattr(lower_frozen, "_SMALLEST_KERNEL", 1)
 
 
 def tuned(folder: Path, **options: Any) -> Plan:

@@ -22,7 +22,6 @@ from tests.train.small import saved, stopped_and_resumed
 @pytest.fixture(autouse=True)
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers_of, "_SMALLEST", 1)
-    monkeypatch.setattr(layers_of, "_SMALLEST_KERNEL", 1)
 
 
 def decision(made: Plan) -> Decision | None:
