@@ -161,8 +161,8 @@ def make_inputs(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in made.items()}
 
 
-def run(name: str, source: str, share: str, out: str) -> None:
-    """One job, in a process of its own; prints one JSON line."""
+def run(name: str, source: str, share: str, out: str, changed: str = "{}") -> None:
+    """One job, in a process of its own; prints one JSON line. ``changed``: other options of its plan, as JSON."""
     import frostline as fl
 
     job = JOBS[name]
@@ -172,12 +172,13 @@ def run(name: str, source: str, share: str, out: str) -> None:
     model_name = str(known[model_name]()) if model_name in known else model_name
     data = fl.prepare(source, seed=0, limit=max(24, round(job.rows * float(share))), **job.data)
     model = fl.load(data=data, **{**job.model, "name": model_name})
-    plan = fl.plan(model, data, out=out, **job.plan)
+    plan = fl.plan(model, data, out=out, **{**job.plan, **json.loads(changed)})
     before = time.perf_counter() - began
     done = fl.train(plan, quiet=True)
     print(json.dumps({
         "cost": done.cost, "epochs": sum(epoch["seconds"] for epoch in done.history), "before": before,
         "rows": data.splits["train"].num_rows, "on": [decision.what for decision in plan.decisions if decision.on],
+        "off": [decision.what for decision in plan.decisions if not decision.on],
     }))  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--rows", default="1", help="share of each job's rows")
-    parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         run(*options.side)
