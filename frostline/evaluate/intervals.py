@@ -23,7 +23,8 @@ _FEWEST_ROWS = 2
 def intervals(
     schema: Schema, scores: np.ndarray, labels: np.ndarray, *, seed: int = 0, samples: int = 1000, level: float = 0.95
 ) -> dict[str, tuple[float, float]]:
-    """Metric → (low, high). Scores and labels as for ``split_metrics``; empty for fewer than two labelled rows."""
+    """Metric → (low, high). Scores and labels as for ``split_metrics``; empty for fewer than two labelled rows, and
+    without a metric that is the same in all samples."""
     scores, labels = metrics.labelled(schema, scores, labels)
     if len(labels) < _FEWEST_ROWS:
         return {}
@@ -38,7 +39,8 @@ def intervals(
     found = {}
     for name, values in drawn.items():
         low, high = np.percentile(values, ends)
-        found[name] = (float(low), float(high))
+        if low < high:  # else all samples agree, as where every row is right: that says nothing of other rows
+            found[name] = (float(low), float(high))
     return found
 
 

@@ -52,4 +52,4 @@ def row_intervals(
     ends = [50 * (1 - level), 50 * (1 + level)]
     names = [name for name in found[0] if all(name in one for one in found)]
     drawn = {name: np.percentile([one[name] for one in found], ends) for name in names}
-    return {name: (float(low), float(high)) for name, (low, high) in drawn.items() if np.isfinite([low, high]).all()}
+    return {name: (float(low), float(high)) for name, (low, high) in drawn.items() if np.isfinite([low, high]).all() and low < high}

@@ -13,7 +13,7 @@ The logits of a few rows live in one buffer that every chunk uses again. The cal
   first. Only log Σ exp is kept, and the backward pass makes each chunk's logits again.
 
 Products run in the operands' dtype, exponentials and sums in float32 at least. Sources: the chunked losses of Liger Kernel
-(Hsu et al., 2024) and Cut Cross-Entropy (Wijmans et al., 2024), here in plain PyTorch, with a per-token gradient.
+(Hsu et al., 2024) and Cut Cross-Entropy (Wijmans et al., 2024), here on a processor, with a per-token gradient.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from frostline.kernels import cross_entropy_rows
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.precision import cast, no_autocast, wide
 
@@ -83,12 +84,12 @@ class _Options:
 @dataclass(frozen=True, kw_only=True)
 class _Chunk:
     part: slice
-    logits: Tensor
-    """In float32 at least; may be written to."""
+    logits: Tensor | None
+    """In float32 at least; may be written to. None where C++ takes them as they are in ``product``."""
     slope: Tensor | None
     """What the softcap multiplies gradients with."""
     product: Tensor
-    """The buffer for the operand of the next matrix product: ``logits`` itself unless the dtypes differ."""
+    """The logits as they were multiplied, and the buffer for the operand of the next matrix product."""
 
 
 class _LinearCrossEntropy(Function):
@@ -103,6 +104,12 @@ class _LinearCrossEntropy(Function):
         with no_autocast(hidden):
             for chunk in _chunks(hidden, weight, bias, options):
                 part, z = chunk.part, chunk.logits
+                if z is None:
+                    sums = None if log_sums is None else log_sums[part]
+                    cross_entropy_rows.losses(chunk.product, labels[part], nll[part], correct[part], sums, slopes=slopes is not None)
+                    if slopes is not None:
+                        _multiply_back(chunk.product, weight, options, slopes[part])
+                    continue
                 label = labels[part, None]
                 own = z.gather(1, label)
                 largest, correct[part] = _largest(z, own, label)
@@ -131,9 +138,12 @@ class _LinearCrossEntropy(Function):
         )
         with no_autocast(hidden):
             for chunk in _chunks(hidden, weight, bias, ctx.options):
-                part = chunk.part
-                probabilities = chunk.logits.sub_(log_sums[part, None]).exp_()
-                slope = _to_logits(chunk, probabilities, labels[part, None], grad[part, None])
+                part, z = chunk.part, chunk.logits
+                if z is None:
+                    slope = chunk.product
+                    cross_entropy_rows.slopes(slope, labels[part], log_sums[part], grad[part])
+                else:
+                    slope = _to_logits(chunk, z.sub_(log_sums[part, None]).exp_(), labels[part, None], grad[part, None])
                 if of_hidden is not None:
                     _multiply_back(slope, weight, ctx.options, of_hidden[part])
                 if of_weight is not None:
@@ -164,13 +174,17 @@ def _multiply_back(slope: Tensor, weight: Tensor | None, options: _Options, out:
 
 def _chunks(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, options: _Options) -> Iterator[_Chunk]:
     product = hidden.new_empty(options.rows if options.product is None else 0, options.outputs)
+    raw = options.softcap is None and cross_entropy_rows.takes(hidden)
     same = hidden.dtype == wide(hidden.dtype)
-    logits = product if same else hidden.new_empty(options.rows, options.outputs, dtype=wide(hidden.dtype))
+    logits = product if same else hidden.new_empty(0 if raw else options.rows, options.outputs, dtype=wide(hidden.dtype))
     squashed = None if options.softcap is None else hidden.new_empty(options.rows, options.outputs, dtype=wide(hidden.dtype))
     for start in range(0, len(hidden), options.rows):
         part = slice(start, min(start + options.rows, len(hidden)))
         count = part.stop - start
         into, z = _logits(hidden[part], weight, bias, options, product[:count]), logits[:count]
+        if raw:
+            yield _Chunk(part=part, logits=None, slope=None, product=into.contiguous())
+            continue
         if into.dtype == z.dtype:
             z = into
         else:

@@ -53,6 +53,11 @@ class FrozenProduct(ABC):
         """Give back their memory; they are made again where one is asked for."""
         self._forms.clear()
 
+    def matrix(self, transposed: bool) -> Tensor:
+        """What the form of one direction is made of."""
+        weight = self.weight.detach()
+        return weight.t() if transposed else weight
+
     def version(self) -> object:
         """Changes where what a form is made of is written to."""
         return self.weight._version
@@ -62,7 +67,6 @@ class FrozenProduct(ABC):
         made_of, form = self._forms.get(transposed, (None, None))
         if made_of != version:
             with torch.inference_mode(False), torch.no_grad():
-                weight = self.weight.detach()
-                form = self.make((weight.t() if transposed else weight).contiguous())
+                form = self.make(self.matrix(transposed).contiguous())
             self._forms[transposed] = (version, form)
         return form

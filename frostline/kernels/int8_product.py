@@ -14,6 +14,7 @@ narrow for 8-bit activations: there they have 7 bits (half is 63, not 127), and 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,3 +71,32 @@ class Int8Product(FrozenProduct):
             steps, 1.0, half + 1, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
         )
         return scale_rows(y, scales, bias)
+
+
+class SmoothedInt8Product(Int8Product):
+    """The same where a few columns of what comes in are far larger than the others, and would take all its steps:
+
+        x Wᵀ = (x / f) (W f)ᵀ        f = √(max |x| / max |W|), for each column
+
+    so that both have outliers of like size (SmoothQuant, Xiao et al., ICML 2023). Factors are powers of two: dividing by them is exact.
+    """
+
+    def __init__(self, weight: Tensor, exponents: Sequence[int]) -> None:
+        super().__init__(weight)
+        self.exponents = list(exponents)
+        self._factors = torch.exp2(torch.tensor(self.exponents, dtype=torch.float32))
+
+    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return super().forward(rows * (1 / self._factors).to(rows.dtype), bias)
+
+    def matrix(self, transposed: bool) -> Tensor:
+        """A gradient, whose columns are the outputs, is multiplied by the weight as it is."""
+        return super().matrix(True) if transposed else super().matrix(False) * self._factors.to(self.weight.dtype)
+
+
+def smoothing(weight: Tensor, largest: Tensor) -> list[int]:
+    """The exponents of the factors, by the largest magnitudes of each column of what comes in (inputs,); 0 in the middle, for only
+    their ratios matter."""
+    magnitudes = weight.detach().float().abs().amax(0).clamp_min(SMALLEST)
+    exponents = (torch.log2(largest.float().clamp_min(SMALLEST) / magnitudes) / 2).clamp(-60, 60)
+    return (exponents - exponents.median()).round().int().tolist()

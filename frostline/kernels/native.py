@@ -19,6 +19,11 @@ import torch
 
 from frostline.files import cache_folder
 
+VECTORISED = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+"""Options for passes over rows, on all threads of PyTorch; they change no rounding."""
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+"""By the names that such functions end with."""
+
 
 def load(source: Path, *options: str) -> ctypes.CDLL:
     """The library of a source beside this file; ``options`` for the compiler.
@@ -31,6 +36,16 @@ def load(source: Path, *options: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(_built(source, options)))
     except subprocess.SubprocessError as error:
         raise OSError(str(error)) from error
+
+
+def at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """Where its numbers lie; null for none."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def sizes(matrix: torch.Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    """Rows and columns."""
+    return ctypes.c_int64(matrix.shape[0]), ctypes.c_int64(matrix.shape[1])
 
 
 def reason(error: OSError) -> str:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from frostline.kernels import native
+from frostline.kernels.native import TYPES, at, sizes
 
 SMALLEST = 1e-30
 """Of scales: rows and weights of zeros stay zeros."""
 _ROWS = 512
 """At a time in PyTorch, so that what lies between the passes stays in the processor's cache."""
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 def why_slow() -> str | None:
@@ -32,9 +32,9 @@ def quantise_rows(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
     x ≈ (steps - half - 1) · scale and ``half`` the largest step of each row."""
     library, x = _library(), x.contiguous()
     steps, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), 1)
-    if not isinstance(library, str) and x.dtype in _TYPES:
-        run = library[f"frostline_quantise_{_TYPES[x.dtype]}"]
-        run(_at(x), *_sizes(x), ctypes.c_float(SMALLEST), ctypes.c_int(half), _at(steps), _at(scales))
+    if not isinstance(library, str) and x.dtype in TYPES:
+        run = library[f"frostline_quantise_{TYPES[x.dtype]}"]
+        run(at(x), *sizes(x), ctypes.c_float(SMALLEST), ctypes.c_int(half), at(steps), at(scales))
         return steps, scales
     for start in range(0, len(x), _ROWS):
         part = slice(start, start + _ROWS)
@@ -46,9 +46,9 @@ def quantise_rows(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
 def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """``y`` (rows, columns), contiguous, times its row's scale, plus ``bias`` (columns), in place."""
     library = _library()
-    if not isinstance(library, str) and y.dtype in _TYPES:
+    if not isinstance(library, str) and y.dtype in TYPES:
         bias = None if bias is None else bias.to(y.dtype).contiguous()
-        library[f"frostline_scale_{_TYPES[y.dtype]}"](_at(y), *_sizes(y), _at(scales), _at(bias))
+        library[f"frostline_scale_{TYPES[y.dtype]}"](at(y), *sizes(y), at(scales), at(bias))
         return y
     for start in range(0, len(y), _ROWS):
         y[start : start + _ROWS].mul_(scales[start : start + _ROWS])
@@ -58,16 +58,7 @@ def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     """Built and loaded at the first call; else why not."""
-    options = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
     try:
-        return native.load(Path(__file__).with_suffix(".cpp"), *options)
+        return native.load(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)
     except OSError as error:
         return native.reason(error)
-
-
-def _at(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _sizes(x: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64]:
-    return ctypes.c_int64(x.shape[0]), ctypes.c_int64(x.shape[1])

@@ -63,9 +63,9 @@ def load(
     saved = _saved(recipe, schema)
     schema = schema or (saved.card.schema if saved is not None else None)
     if schema is None:
-        raise ModelError(
-            f"load: task got None for the model {str(name or type(module).__name__)!r}, expected what to learn, as in task=data.task"
-        )
+        called = str(name or type(module).__name__)
+        missing = f"; there is no folder {called!r} here" if "/" in called and not Path(called).exists() else ""
+        raise ModelError(f"load: task got None for the model {called!r}, expected what to learn, as in task=data.task{missing}")
     _refuse_unread(recipe, schema, module)
     if saved is not None:
         return _as_saved(recipe, saved, module, rebuild)

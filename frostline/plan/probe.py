@@ -62,9 +62,9 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
     source, line = execution.sources["train"], execution.line
     module = execution.model.module
     module.train()
-    start = time.perf_counter()
-    few = source.encode(spread(source.rows, 3), 0)  # epoch 0: augmented, as in training
-    encode_row = (time.perf_counter() - start) / len(few.rows)
+    encode = functools.partial(source.encode, spread(source.rows, 3), 0)  # epoch 0: augmented, as in training
+    few = encode()
+    encode_row = usual_seconds(encode, budget=0.05) / len(few.rows)
     with preserved(module):
         start = time.perf_counter()
         largest = _largest_output(execution, few)

@@ -137,13 +137,16 @@ class Recorder:
 
     def finish(self, state: State, say: Callable[[str], None] = say_nothing) -> None:
         """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""
+        began = time.perf_counter()
         state.release()
         self._put_back_best(state.counters)
         card = self.plan.model.card
         card.preprocess = with_prompt(card.preprocess, self.plan.recipe.data.prompt)
         save_model(self.plan.model, self.run.model_folder, self._held_rows(), rebuild=rebuild)
         self._save_adapter(say)
-        actual = Cost(seconds=time.perf_counter() - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts={})
+        now = time.perf_counter()
+        parts = {"epochs": sum(epoch["seconds"] for epoch in self.run.history), "saving": now - began}
+        actual = Cost(seconds=now - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts=parts)
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
 

@@ -61,3 +61,28 @@ def test_what_is_no_text_is_refused(content, encoding, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"no\.txt' cannot be read: No such file"):
         read_text(tmp_path / "no.txt", None)
+
+
+SIMPLIFIED = "这家店的服务态度很好，下次还会再来。价格有点贵，但是东西不错，送货也很快，总的来说比较满意。"
+TRADITIONAL = "這家店的服務態度很好，下次還會再來。價格有點貴，但是東西不錯，送貨也很快，總的來說比較滿意。"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "expected"),
+    [
+        (SIMPLIFIED, "gbk", "gb18030"),
+        (TRADITIONAL, "big5", "big5"),
+        (TRADITIONAL, "gbk", "gb18030"),
+        ("label,text\n好,今天天氣不錯，我們去看電影\n", "big5", "big5"),
+        ("文本,标签\n今天天气不错，我们去看电影,好\n", "gbk", "gb18030"),
+        ("caf\u00e9 cr\u00e8me \u00e0 la carte", "latin-1", None),
+    ],
+)
+def test_big5_and_gb18030_by_what_they_give(text, encoding, expected, tmp_path):
+    path = tmp_path / "文本.txt"
+    path.write_bytes(text.encode(encoding))
+    if expected is None:
+        with pytest.raises(DataError, match="latin-1"):
+            read_text(path, None)
+    else:
+        assert read_text(path, None) == (text, expected)

@@ -87,6 +87,8 @@ def test_narrower_for_more_rows_and_a_lower_level():
 
 def test_too_few_rows_have_none():
     assert intervals(BINARY, np.array([[0.2, 0.8]]), np.array([1])) == {}
+    right = np.array([[0.2, 0.8], [0.9, 0.1], [0.3, 0.7]])
+    assert set(intervals(BINARY, right, np.array([1, 0, 1]))) == {"log_loss"}, "all samples are as right: of other rows that says nothing"
     assert "r2" not in intervals(NUMBER, np.array([1.0, 2.0]), np.array([0.0, 3.0]))
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from frostline.kernels import cross_entropy_rows
 from frostline.kernels.cross_entropy import linear_cross_entropy
 from frostline.kernels.packed_product import PackedProduct
 
@@ -38,6 +39,15 @@ def chunk_of(rows: int, dtype: torch.dtype) -> int:
 def gradients(nll: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...]:
     factors = torch.linspace(-1, 2, len(nll), dtype=nll.dtype)  # some function of each token's loss, as DPO takes
     return torch.autograd.grad((nll * factors).sum(), tensors)
+
+
+@pytest.fixture(autouse=True, params=["C++", "PyTorch"])
+def rows_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways over the rows of a chunk, where both are there."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(cross_entropy_rows, "takes", lambda tensor: False)
+    elif not cross_entropy_rows.takes(torch.zeros(1)):
+        pytest.skip("there is no C++ compiler here")
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])

@@ -139,6 +139,8 @@ def test_unknown_names_and_options(tmp_path: Path) -> None:
         load("vgg16", data=text_data())
     with pytest.raises(ModelError, match=r"task got None for the model 'cnn', expected what to learn, as in task=data.task"):
         load("cnn")
+    with pytest.raises(ModelError, match=r"there is no folder .nowhere/x. here"):
+        load("nowhere/x")
     with pytest.raises(RecipeError, match=r"unknown key 'model.widht'; did you mean 'model.width'"):
         load("cnn", task=tiny.IMAGES, widht=3)
     with pytest.raises(RecipeError, match=r"model.width got 'fast', expected a whole number"):

@@ -2,8 +2,9 @@
 (kernels/int8_product.py), and convolutions that no gradient passes, with what follows them (kernels/int8_convolution.py, int8_chain.py).
 
 Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
-before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` the layers whose
-own outputs differ most are left as they are, until it does not. Where the loss does not depend on them yet, those outputs decide.
+before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` outliers of what
+comes in are smoothed, then the layers whose own outputs differ most are left as they are, until it does not. Where the loss does not
+depend on them yet, those outputs decide.
 The output layer is never lowered: the gradients of probabilities are too small for 8 bits. What learns stays in floating point.
 """
 
@@ -22,7 +23,7 @@ from frostline.data.loader import Batch, spread
 from frostline.kernels import int8_chain
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower, smoothing
 from frostline.kernels.row_kernels import why_slow
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
@@ -40,6 +41,8 @@ _OUTPUT_LIMIT = 0.05
 _SMALLEST_KERNEL = 2**10
 """Numbers of a convolution's weight that is worth it."""
 _FASTER = 0.9
+_BETTER = 0.7
+"""A smoothed layer's error, against that of the same unsmoothed, from which smoothing is worth its pass over what comes in."""
 _FEW, _ROWS = 4, 32
 """Held-out rows that are looked at, at least and at most, as long as a pass of them takes about ``_SECONDS``."""
 _SECONDS = 0.5
@@ -58,7 +61,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     layers = [item for item in layers if can_lower(item.layer.weight)]
     if not layers:
         return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
-    products = {item.name: _product(item, *_ends(item)) for item in layers}
+    products = {item.name: _product(item, *_numbers(item)) for item in layers}
     saved = _seconds_saved(layers, products, execution, forced=recipe.plan.int8 == "on")
     chosen = [item for item in layers if item.name in saved]
     if not chosen:
@@ -70,16 +73,19 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
+    if smooth := sum(isinstance(products[item.name], SmoothedInt8Product) for item in kept):
+        change += f"; outliers of {smooth} are smoothed"
     if not all(item.convolves for item in kept) and (slow := why_slow()):
         change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
-        saves_seconds=steps * sum(saved[item.name] for item in kept), settings={"layers": {item.name: _ends(item) for item in kept}},
+        saves_seconds=steps * sum(saved[item.name] for item in kept),
+        settings={"layers": {item.name: _numbers(item, products[item.name]) for item in kept}},
     )  # fmt: skip
 
 
 def lower(execution: Execution, layers: list[FrozenLayer], ranges: Mapping[str, list[float]]) -> None:
-    """Let the layers of these names multiply in int8; of a convolution, the range of what comes in."""
+    """Let the layers of these names multiply in int8; of a convolution, the range of what comes in, of a smoothed layer its exponents."""
     for item in layers:
         if item.name in ranges:
             execution.products[item.name] = _product(item, *ranges[item.name])
@@ -90,12 +96,16 @@ def _not_lowered(item: FrozenLayer) -> bool:
     return item.unit is None or item.layer.weight.numel() < _SMALLEST_KERNEL
 
 
-def _product(item: FrozenLayer, *ends: float) -> FrozenProduct:
-    return Int8Convolution(item.unit, low=ends[0], high=ends[1]) if item.unit else Int8Product(item.layer.weight)
+def _product(item: FrozenLayer, *numbers: float) -> FrozenProduct:
+    if item.unit:
+        return Int8Convolution(item.unit, low=numbers[0], high=numbers[1])
+    return SmoothedInt8Product(item.layer.weight, [int(n) for n in numbers]) if numbers else Int8Product(item.layer.weight)
 
 
-def _ends(item: FrozenLayer) -> list[float]:
-    """The range of what a convolution gets; a linear layer finds it row by row."""
+def _numbers(item: FrozenLayer, product: FrozenProduct | None = None) -> list[float]:
+    """What a product is made of beside its layer: of a convolution the range of what comes in; a linear layer finds it row by row."""
+    if isinstance(product, SmoothedInt8Product):
+        return list(product.exponents)
     return [item.low, item.high] if item.convolves else []
 
 
@@ -134,9 +144,12 @@ def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, executio
 
 
 def _within_limit(
-    chosen: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, loss: Loss
+    chosen: list[FrozenLayer], products: dict[str, FrozenProduct], execution: Execution, loss: Loss
 ) -> tuple[list[FrozenLayer], float, float]:
-    """As many of the layers as keep the held-out loss within the limit, that loss without them, and with them."""
+    """As many of the layers as keep the held-out loss within the limit, that loss without them, and with them.
+
+    Where all do not, layers with outliers are smoothed first; then the worst quarter is left as it is, and so on.
+    """
     plain = dict(execution.products)
     errors: dict[str, float] = {}
     with evaluating(execution.model.module), torch.no_grad():
@@ -148,11 +161,40 @@ def _within_limit(
             execution.products = plain
             if _change(before, after) <= LIMIT and after != before:
                 return kept, before, after
-            errors = errors or _output_errors(chosen, products, execution, batch)
+            if not errors:
+                errors = _output_errors(chosen, products, execution, batch)
+                if _smooth(chosen, products, errors, execution, batch):
+                    continue
             if after == before:  # to the last bit: what they give does not count yet, as before a head of zeros
                 return [item for item in kept if errors[item.name] <= _OUTPUT_LIMIT], before, after
             kept = sorted(kept, key=lambda item: errors[item.name])[: len(kept) * 3 // 4]
     return [], before, after
+
+
+def _smooth(
+    layers: list[FrozenLayer], products: dict[str, FrozenProduct], errors: dict[str, float], execution: Execution, batch: Batch
+) -> bool:
+    """Whether a linear layer is nearer to its plain output with its outliers smoothed; such products and errors replace theirs."""
+    linear = {item.name: item for item in layers if not item.convolves}
+    largest: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        columns = x.detach().reshape(-1, x.shape[-1]).abs().amax(0)
+        largest[name] = torch.maximum(largest.get(name, columns), columns)
+
+    with observed(execution.model.module, linear, see):
+        execution.forward(batch)
+    smoothed: dict[str, FrozenProduct] = {
+        name: SmoothedInt8Product(item.layer.weight, smoothing(item.layer.weight, largest[name])) for name, item in linear.items()
+    }
+    better = {
+        name: error
+        for name, error in _output_errors(list(linear.values()), smoothed, execution, batch).items()
+        if error < _BETTER * errors[name]
+    }
+    products |= {name: smoothed[name] for name in better}
+    errors |= better
+    return bool(better)
 
 
 def _held_out(execution: Execution, loss: Loss) -> tuple[Batch, float]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
+from frostline.plan.frozen_layers import frozen_layers
 from frostline.plan.passes import lower_frozen
 from frostline.plan.plan import Plan
 from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
@@ -86,6 +87,41 @@ def test_the_worst_layers_are_left_out_until_the_loss_keeps(tmp_path: Path, monk
     planned = plan(model, data, tmp_path, adapt={"method": "lora", "rank": 3}, batch=6, cache="off", prepack="off", int8="on")
     assert decision(planned).on and spoiled not in planned.execution.products and 0 < len(planned.execution.products) < 14
     assert "of 14 frozen linear layers; loss on held-out rows" in decision(planned).why
+
+
+def test_outliers_are_smoothed_before_a_layer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of what q, k and v get is 200 times as large as the others."""
+    data = talks()
+
+    def made(folder: str, change: Any) -> Plan:
+        model = llama(data)
+        with torch.no_grad():
+            for block in model.module.model.layers:
+                block.input_layernorm.weight[3] = 200.0
+        monkeypatch.setattr(lower_frozen, "_change", change)
+        options = {"adapt": {"method": "lora", "rank": 3}, "batch": 6, "cache": "off", "prepack": "off", "int8": "on"}
+        return plan(model, data, tmp_path / folder, **options)
+
+    changes = iter([1.0, 0.0])
+    planned = made("smoothed", lambda before, after: next(changes, 0.0))
+    products = planned.execution.products
+    smoothed = sorted(name.split(".")[-2] for name, product in products.items() if isinstance(product, SmoothedInt8Product))
+    assert len(products) == 14 and {"q_proj", "k_proj", "v_proj"} <= set(smoothed)
+    assert f"outliers of {len(smoothed)} are smoothed" in decision(planned).why
+    settings = decision(planned).settings["layers"]
+    name = "model.layers.0.self_attn.q_proj.base"
+    assert settings[name] == products[name].exponents and max(settings[name]) == settings[name][3] >= 3
+    plain = made("plain", lambda before, after: 0.0)
+    assert not any(isinstance(product, SmoothedInt8Product) for product in plain.execution.products.values())
+    x = torch.randn(40, 16)
+    x[:, 3] *= 200
+    layer = planned.model.module.get_submodule(name)
+    errors = [float((one.execution.products[name].forward(x, None) - layer(x)).norm()) for one in (planned, plain)]
+    assert errors[0] < 0.5 * errors[1]
+    again: Any = plain.execution
+    items = frozen_layers(again, 6)
+    lower_frozen.lower(again, items, settings)
+    assert torch.equal(again.products[name].forward(x, None), products[name].forward(x, None)), "a run that goes on"
 
 
 @pytest.mark.parametrize("after", [2.0, float("nan"), float("inf")])
