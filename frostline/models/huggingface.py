@@ -12,7 +12,11 @@ embedding model, whose head is nothing. Only a head is ever new: a language mode
 
 from __future__ import annotations
 
+import functools
 import re
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,28 +159,40 @@ def local_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def _from_hub(name: str, weights: bool) -> Path:
-    """Fetch the files that are read here, and no others, into the cache of ``transformers``; without ``weights`` the small ones only."""
+    """Fetch the files that are read here, and no others, into the cache of ``transformers``; without ``weights`` the small ones only.
+    Without a network what lies there already."""
     from transformers.utils import cached_file
 
+    fetch = functools.partial(cached_file, name, local_files_only=not _hub_is_known())
+
+    def fetch_if_there(file: str) -> bool:
+        try:
+            return fetch(file) is not None
+        except OSError:
+            return False
+
     with hf_module.quiet():
-        folder = Path(str(cached_file(name, "config.json"))).parent
+        folder = Path(str(fetch("config.json"))).parent
         for file in _OTHER_FILES:
-            _fetch_if_there(name, file)
+            fetch_if_there(file)
         if not weights:
             return folder
         for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
-            if _fetch_if_there(name, file):
+            if fetch_if_there(file):
                 break
         for shard in _weight_files(folder):
-            cached_file(name, shard.name)
+            fetch(shard.name)
     return folder
 
 
-def _fetch_if_there(name: str, file: str) -> bool:
-    from transformers.utils import cached_file
+def _hub_is_known() -> bool:
+    """Whether the hub's name stands for an address here; the hub's client would ask six times within 26 seconds. A proxy may know it."""
+    from huggingface_hub import constants
 
+    if urllib.request.getproxies():
+        return True
     try:
-        return cached_file(name, file) is not None
+        return bool(socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None))
     except OSError:
         return False
 
