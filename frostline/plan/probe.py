@@ -91,14 +91,12 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         saved = int(heavy_scale * heaviest * saved) + fixed
         step = usual_seconds(lambda: _step(execution, sample, loss))
-        smaller, larger = _first(sample, 3), sample
+        pair = (_first(sample, 3), sample)
         if source.lengths is not None:
-            affordable = scale * width * step * positions.max() <= _SECONDS * positions.mean() and saved < memory_limit() / 4
-            smaller, larger = _first(heavy, 2), heaviest_rows(execution, batch, batch) if affordable else heavy
-        needed = _bytes_needed(functools.partial(_step, execution, loss=loss), smaller, larger, batch)
-        if needed is not None and line is not None:  # its store is filled before
-            three = few if source.lengths is None else heavy
-            needed = max(needed, _bytes_needed(execution.prefix, _first(three, 2), three, prefix_rows(source)) or 0)
+            seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
+            whole = seconds <= _SECONDS and saved < memory_limit() / 4
+            pair = (_first(heavy, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
+        needed = _step_needs(execution, loss, pair, few if source.lengths is None else heavy, batch)
         result = Probe(
             batch=batch,
             encode_row=encode_row,
@@ -251,6 +249,16 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
         result = forward()
     del result
     return sum(kept.values()), sum(casts.values())
+
+
+def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], three: Batch, batch: int) -> int | None:
+    """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows; or, where that is more,
+    while the rows of its store go through the frozen prefix, by three of them."""
+    step = _bytes_needed(functools.partial(_step, execution, loss=loss), *pair, batch)
+    if step is None or execution.line is None:
+        return step
+    storing = _bytes_needed(execution.prefix, _first(three, 2), three, prefix_rows(execution.sources["train"]))
+    return max(step, storing or 0)
 
 
 def _bytes_needed(work: Callable[[Batch], object], few: Batch, more: Batch, rows: int) -> int | None:

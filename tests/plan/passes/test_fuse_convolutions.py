@@ -117,3 +117,20 @@ def test_int8_takes_norms_and_activations_along(digits: Dataset, tmp_path: Path)
     assert loss == pytest.approx(expected, rel=0.01) and loss != expected
     for name, gradient in theirs.items():
         assert float((ours[name] - gradient).norm()) <= 0.1 * float(gradient.norm()), name
+
+
+def test_what_is_stored_is_what_the_network_gives(digits: Dataset, tmp_path: Path) -> None:
+    data = first_rows(digits, 24)
+    lines = {}
+    for wish in ("on", "off"):
+        model = fl.load("efficientnet-lite0", data=data, size=32)
+        made = plan(model, data, tmp_path / wish, adapt="last 2", batch=6, cache="on", epochs=1, fuse_convolutions=wish)
+        execution = made.execution
+        assert execution.line is not None and bool(execution.products) == (wish == "on")
+        lines[wish] = execution.line.names
+        batch = execution.sources["train"].encode(range(4), None)
+        ours = execution.prefix(batch)
+        execution.products = {}
+        for tensor, expected in zip(ours, execution.prefix(batch), strict=True):
+            torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert lines["on"] == lines["off"]
