@@ -8,7 +8,7 @@ padding costs no more than a call (:mod:`frostline.kernels.sequence_groups`).
   comes in: 7 sequences of 142 tokens (9 heads of 64) take 7 ms so and 25 ms in bfloat16, with AMX. :func:`with_wide_gradients` does
   the same for attention that is not ours.
 - Dropout of attention weights has no fused form on a CPU. Weights are computed anew for the gradient; what is kept of them is one
-  byte each: whether it was dropped.
+  byte each: whether it was dropped. There, too, the products are in float32.
 - ``softcap`` (Gemma 2: s = c tanh(s / c) before the softmax) is written in plain operations. ``window`` (a token sees what is nearer
   than so many tokens) is a mask, in groups that are longer than the window.
 """
@@ -175,18 +175,20 @@ class _DroppedAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, share: float) -> Tensor:
+        wide_query, wide_key, wide_value = _widened(query, key, value)
         with no_autocast(query):
-            weights = _weights(query, key, mask, scaling)
+            weights = _weights(wide_query, wide_key, mask, scaling)
             keep = kept(weights.shape, share, query.device)
-            output = (weights.mul_(keep).to(value.dtype) @ value).div_(1 - share)
+            output = (weights.mul_(keep).to(wide_value.dtype) @ wide_value).div_(1 - share)
         ctx.save_for_backward(query, key, value, mask, keep)
         ctx.rule = scaling, share
-        return output
+        return output.to(query.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        query, key, value, mask, keep = ctx.saved_tensors
+        *operands, mask, keep = ctx.saved_tensors
+        dtypes, (query, key, value, grad) = [tensor.dtype for tensor in operands], _widened(*operands, grad)
         scaling, share = ctx.rule
         with no_autocast(grad):
             grad = grad / (1 - share)
@@ -194,7 +196,13 @@ class _DroppedAttention(Function):
             of_value = (weights * keep).to(grad.dtype).transpose(2, 3) @ grad
             of_weights = (grad @ value.transpose(2, 3)).to(weights.dtype).mul_(keep)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(scaling).to(grad.dtype)
-            return of_scores @ key, of_scores.transpose(2, 3) @ query, of_value, None, None, None
+            gradients = of_scores @ key, of_scores.transpose(2, 3) @ query, of_value
+        return *(gradient.to(dtype) for gradient, dtype in zip(gradients, dtypes)), None, None, None
+
+
+def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In float32 where bfloat16 comes in on a CPU: its products of small matrices take three times as long in bfloat16, with AMX."""
+    return tuple(tensor.float() if tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 else tensor for tensor in tensors)
 
 
 def _weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
