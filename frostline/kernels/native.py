@@ -58,7 +58,8 @@ def _built(source: Path, options: tuple[str, ...]) -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     about = repr((torch.__version__, compiler, options, os.uname().machine, _processor()))
-    key = hashlib.sha256(source.read_bytes() + about.encode()).hexdigest()[:20]
+    text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
+    key = hashlib.sha256(text + about.encode()).hexdigest()[:20]
     folder = cache_folder() / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = folder.stat()

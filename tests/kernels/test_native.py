@@ -38,6 +38,11 @@ def test_built_once_for_each_source_and_its_options(source: Path, cache: Path) -
     source.write_text('extern "C" int seven() { return 9; }')
     assert native.load(source, "-DSEVEN=7").seven() == 9
     assert len(list(cache.iterdir())) == 3, "nothing is left beside them"
+    header = source.with_name("eight.h")
+    for number in (8, 10):  # what it includes counts
+        source.write_text('#include "eight.h"\nextern "C" int seven() { return EIGHT; }')
+        header.write_text(f"#define EIGHT {number}")
+        assert native.load(source).seven() == number
 
 
 def test_another_processor_gets_its_own(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
