@@ -48,4 +48,11 @@ def _compute(product: FrozenConvolution, input: Tensor) -> Tensor | None:
     if not product.takes(images.dtype):
         return None
     with torch.no_grad(), no_autocast(input):
-        return product.forward(images, None)
+        return laid_out(product.forward(images, None), images, product.weight)
+
+
+def laid_out(y: Tensor, images: Tensor, weight: Tensor) -> Tensor:
+    """What oneDNN gives, its channels innermost, in the layout that the plain convolution would give it: ``view`` and the order in which
+    dropout draws depend on it."""
+    inner = any(x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in (images, weight))
+    return y if inner else y.contiguous()

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.kernels.frozen_convolution import laid_out
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import largest_activation
@@ -64,7 +65,7 @@ class Chain:
         return [member for link in self.links for member in link.members]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Floating-point images (images, channels, height, width) → the same of the last link, channels innermost."""
+        """Floating-point images (images, channels, height, width) → the same of the last link."""
         images: Any = cast(x)[0]
         with torch.no_grad(), no_autocast(x):
             steps = self.links[0].product.steps(images)
@@ -73,7 +74,7 @@ class Chain:
                 steps = link.product.of_steps(steps, to)
                 for pool in link.pools:
                     steps = torch.ops.quantized.max_pool2d(steps, *_pooling(pool), pool.ceil_mode)
-            return steps
+            return laid_out(steps, images, self.links[0].product.weight)
 
 
 def find(module: nn.Module, products: Mapping[str, FrozenProduct]) -> list[Chain]:

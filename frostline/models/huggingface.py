@@ -12,11 +12,7 @@ embedding model, whose head is nothing. Only a head is ever new: a language mode
 
 from __future__ import annotations
 
-import functools
 import re
-import socket
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,40 +155,28 @@ def local_folder(name: str, *, weights: bool = True) -> Path:
 
 
 def _from_hub(name: str, weights: bool) -> Path:
-    """Fetch the files that are read here, and no others, into the cache of ``transformers``; without ``weights`` the small ones only.
-    Without a network what lies there already."""
+    """Fetch the files that are read here, and no others, into the cache of ``transformers``; without ``weights`` the small ones only."""
     from transformers.utils import cached_file
 
-    fetch = functools.partial(cached_file, name, local_files_only=not _hub_is_known())
-
-    def fetch_if_there(file: str) -> bool:
-        try:
-            return fetch(file) is not None
-        except OSError:
-            return False
-
     with hf_module.quiet():
-        folder = Path(str(fetch("config.json"))).parent
+        folder = Path(str(cached_file(name, "config.json"))).parent
         for file in _OTHER_FILES:
-            fetch_if_there(file)
+            _fetch_if_there(name, file)
         if not weights:
             return folder
         for file in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"):
-            if fetch_if_there(file):
+            if _fetch_if_there(name, file):
                 break
         for shard in _weight_files(folder):
-            fetch(shard.name)
+            cached_file(name, shard.name)
     return folder
 
 
-def _hub_is_known() -> bool:
-    """Whether the hub's name stands for an address here; the hub's client would ask six times within 26 seconds. A proxy may know it."""
-    from huggingface_hub import constants
+def _fetch_if_there(name: str, file: str) -> bool:
+    from transformers.utils import cached_file
 
-    if urllib.request.getproxies():
-        return True
     try:
-        return bool(socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, None))
+        return cached_file(name, file) is not None
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,8 +95,8 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         if source.lengths is not None:
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit() / 4
-            pair = (_first(heavy, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
-        needed = _step_needs(execution, loss, pair, few if source.lengths is None else heavy, batch)
+            pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
+        needed = _step_needs(execution, loss, pair, batch)
         result = Probe(
             batch=batch,
             encode_row=encode_row,
@@ -251,26 +251,28 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], three: Batch, batch: int) -> int | None:
+def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], batch: int) -> int | None:
     """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows; or, where that is more,
-    while the rows of its store go through the frozen prefix, by three of them."""
-    step = _bytes_needed(functools.partial(_step, execution, loss=loss), *pair, batch)
+    while the rows of its store go through the frozen prefix."""
+    source = execution.sources["train"]
+    texts = source.lengths is not None  # whose labels need not be one for each row; of images behind a line only they are repeated
+    counts = [len(one.rows if texts else one.labels) for one in pair]
+    step = _bytes_needed(functools.partial(_step, execution, loss=loss), pair, counts, batch)
     if step is None or execution.line is None:
         return step
-    storing = _bytes_needed(execution.prefix, _first(three, 2), three, prefix_rows(execution.sources["train"]))
-    return max(step, storing or 0)
+    few = [heaviest_rows(execution, batch, count) if texts else source.encode(spread(source.rows, count), 0) for count in (2, 3)]
+    return max(step, _bytes_needed(execution.prefix, few, [len(one.rows) for one in few], prefix_rows(source)) or 0)
 
 
-def _bytes_needed(work: Callable[[Batch], object], few: Batch, more: Batch, rows: int) -> int | None:
-    """Most bytes that live at once in the work on so many rows, on a straight line through what a few of them and more need: a part is
-    there for any number. None where it cannot be measured; small tensors are not counted."""
-    work(few)  # what is made once, as gradients and packed weights, is there from now on
-    needed = [bytes_needed(functools.partial(work, batch)) for batch in (few, more)]
-    if needed[0] is None or needed[1] is None:
+def _bytes_needed(work: Callable[[Batch], object], pair: Sequence[Batch], counts: Sequence[int], rows: int) -> int | None:
+    """Most bytes that live at once in the work on so many rows, on a straight line through the work on a pair of batches of fewer: a part
+    is there for any number. None where it cannot be measured; small tensors are not counted."""
+    work(pair[0])  # what is made once, as gradients and packed weights, is there from now on
+    few, more = (bytes_needed(functools.partial(work, batch)) for batch in pair)
+    if few is None or more is None:
         return None
-    counts = [len(few.labels), len(more.labels)]
-    each = (needed[1] - needed[0]) / (counts[1] - counts[0]) if counts[1] > counts[0] else needed[1] / counts[1]
-    return int(needed[1] + (rows - counts[1]) * max(0.0, each))
+    each = (more - few) / (counts[1] - counts[0]) if counts[1] > counts[0] else more / counts[1]
+    return int(more + (rows - counts[1]) * max(0.0, each))
 
 
 def _largest_output(execution: Execution, batch: Batch) -> float:

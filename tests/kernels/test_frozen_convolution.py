@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from frostline.adapt.freeze import freeze
 from frostline.kernels.convolution_unit import noticing
 from frostline.kernels.frozen_convolution import convolving
+from frostline.kernels.int8_chain import chained
+from frostline.kernels.int8_convolution import Int8Convolution
+from frostline.kernels.int8_product import can_lower
 from frostline.kernels.packed_convolution import PackedConvolution
 
 
@@ -52,3 +56,22 @@ def test_what_was_thawed_since_computes_as_it_is() -> None:
         with convolving(module, products):
             module(x).sum().backward()
         assert next(module.get_submodule(learns).parameters()).grad is not None
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_layout_is_the_plain_one_s(kernel: int, layout: torch.memory_format) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, kernel), nn.ReLU(), nn.Conv2d(8, 4, kernel)).to(memory_format=layout)
+    freeze(module, lambda name: False)
+    x = torch.randn(4, 3, 9, 9).contiguous(memory_format=layout)
+    with noticing(module, ["0", "2"]) as units:
+        plain = module(x)
+    sizes = {"0": (4, 3, 9, 9), "2": (4, 8, 10 - kernel, 10 - kernel)}
+    packed = {name: PackedConvolution(unit, dtype=torch.float32, images=sizes[name]) for name, unit in units.items()}
+    lowered = {name: Int8Convolution(unit, low=-5.0, high=5.0) for name, unit in units.items()} if can_lower(x) else packed
+    with convolving(module, packed):
+        assert module(x).stride() == plain.stride()
+    with convolving(module, lowered):
+        assert module(x).stride() == plain.stride()
+        with chained(module, lowered):
+            assert module(x).stride() == plain.stride()

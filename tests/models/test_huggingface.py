@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from frostline.data.dataset import Schema
 from frostline.data.preprocess import TextPreprocess
 from frostline.errors import ModelError
-from frostline.models import huggingface
 from frostline.models.hf_module import quiet
 from frostline.models.huggingface import HeadOptions, from_folder_or_hub, preprocess_of_folder
 from frostline.models.model import logits_of
@@ -220,26 +219,6 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         from_folder_or_hub("google/vit", IMAGES)
 
 
-@pytest.mark.parametrize(("address", "proxies", "local"), [(True, {}, False), (False, {}, True), (False, {"https": "http://proxy"}, False)])
-def test_without_a_network_the_hub_is_not_asked(
-    address: bool, proxies: dict[str, str], local: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers.utils
-
-    def look_up(*args: object) -> list[str]:
-        if not address:
-            raise OSError("Name or service not known")
-        return ["192.0.2.1"]
-
-    asked: list[bool] = []
-    monkeypatch.setattr(huggingface.socket, "getaddrinfo", look_up)
-    monkeypatch.setattr(huggingface.urllib.request, "getproxies", lambda: proxies)
-    monkeypatch.setattr(transformers.utils, "cached_file", lambda name, file, local_files_only: asked.append(local_files_only) or 1 / 0)
-    with pytest.raises(ModelError, match="could not be fetched from the hub"):
-        from_folder_or_hub("google/vit", IMAGES)
-    assert asked == [local]
-
-
 def test_of_a_hub_id_only_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import transformers.utils
 
@@ -247,7 +226,7 @@ def test_of_a_hub_id_only_what_is_read_is_fetched(monkeypatch: pytest.MonkeyPatc
     cache.mkdir()
     (hub / "modeling_vit.py").write_text("raise SystemExit")
 
-    def fetch(name: str, file: str, local_files_only: bool) -> str:
+    def fetch(name: str, file: str) -> str:
         if not (hub / file).is_file():
             raise OSError(f"{name} does not appear to have a file named {file}")
         return str(shutil.copy(hub / file, cache / file))

@@ -200,11 +200,11 @@ def test_what_is_needed_of_many_rows_lies_on_a_line_through_few_and_more(digits,
         seen.append(len(batch.labels))
         return made.execution.forward(batch)
 
-    assert probe_module._bytes_needed(work, probe_module._first(three, 2), three, 16) == 1_000_000 + 16 * 50_000
+    assert probe_module._bytes_needed(work, (probe_module._first(three, 2), three), (2, 3), 16) == 1_000_000 + 16 * 50_000
     assert seen == [2, 2, 3], "once before, for what stays"
-    assert probe_module._bytes_needed(work, three, three, 6) == 2 * 1_150_000
+    assert probe_module._bytes_needed(work, (three, three), (3, 3), 6) == 2 * 1_150_000
     monkeypatch.setattr(probe_module, "bytes_needed", lambda run: None)
-    assert probe_module._bytes_needed(work, three, three, 16) is None
+    assert probe_module._bytes_needed(work, (three, three), (3, 3), 16) is None
 
 
 @pytest.mark.skipif(use_large_blocks() is not None, reason="tensors come from another allocator")
