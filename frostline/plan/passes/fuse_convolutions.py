@@ -24,6 +24,8 @@ from frostline.plan.passes.channels_last import affordable_batch
 from frostline.recipe import Recipe
 
 _FASTER = 0.95
+_WORTH = 0.1
+"""Seconds of the whole run: for less, runs that are done again had better compute as before, whatever the clock says."""
 
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], steps: float) -> Decision | None:
@@ -45,15 +47,13 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
     with evaluating(execution.model.module), torch.no_grad():
         now, then = best_seconds_each([lambda: forward(plain), lambda: forward(packed)], budget=0.15)
     times = f"a forward pass of {len(batch.rows)} rows takes {then * 1e3:.1f} ms so, {now * 1e3:.1f} ms plainly"
-    if recipe.plan.fuse_convolutions == "auto" and then > _FASTER * now:
+    saved = max(0.0, steps * (now - then) * recipe.train.batch / len(batch.rows))
+    if recipe.plan.fuse_convolutions == "auto" and (then > _FASTER * now or saved < _WORTH):
         execution.products = plain
         return replace(off, why=times)
     norms, activations = (sum(getattr(item.unit, name) is not None for item in layers) for name in ("norm", "activation"))
     why = f"{len(layers)} frozen convolutions with {norms} batch norms and {activations} activations behind them; {times}"
-    return replace(
-        off, on=True, why=why, costs=form_megabytes(layers, execution),
-        saves_seconds=max(0.0, steps * (now - then) * recipe.train.batch / len(batch.rows)),
-    )  # fmt: skip
+    return replace(off, on=True, why=why, costs=form_megabytes(layers, execution), saves_seconds=saved)
 
 
 def fuse(execution: Execution, layers: list[FrozenLayer]) -> None:

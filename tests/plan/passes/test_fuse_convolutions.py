@@ -69,7 +69,7 @@ def test_a_step_is_the_same_on_as_off(digits: Dataset, tmp_path: Path) -> None:
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
 
 
-@pytest.mark.parametrize(("now", "then", "on"), [(1.0, 0.5, True), (1.0, 0.99, False)])
+@pytest.mark.parametrize(("now", "then", "on"), [(1.0, 0.5, True), (1.0, 0.99, False), (0.001, 0.0005, False)])
 def test_auto_takes_what_is_timed_faster(
     now: float, then: float, on: bool, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
