@@ -12,6 +12,7 @@ from frostline.models.tokenizer import train_tokenizer
 IMAGE_OPTIONS = [
     *("--model", "cnn", "model.width=16", "data.size=28", "train.epochs=12", "train.lr=0.01", "train.batch=8"),
     "plan.channels_last=off",  # else it is timed, and the same run again may round otherwise
+    "plan.fuse_convolutions=off",
 ]
 TEXT_OPTIONS = ["--model", "gru", "model.width=16", "model.depth=1", "train.epochs=5", "train.lr=0.03", "train.batch=16"]
 

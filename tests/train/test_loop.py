@@ -54,7 +54,7 @@ class _Pixels(nn.Module):
 def plan_small(data, folder, *, workers=0, **options):
     data.recipe["workers"] = workers
     model = small_cnn(data, dropout=0.3)
-    return fl.plan(model, data, epochs=2, batch=24, lr=1e-3, channels_last="off", out=str(folder), **options)
+    return fl.plan(model, data, epochs=2, batch=24, lr=1e-3, channels_last="off", fuse_convolutions="off", out=str(folder), **options)
 
 
 class TestStatelessRandomness:

@@ -50,7 +50,7 @@ class Network(nn.Module):
 
 def planned(data: Dataset, folder: Path, **options: Any) -> Plan:
     model = fl.load(Network(), data=data, size=8)
-    return plan(model, data, folder, **{"adapt": "head", "batch": 6, "cache": "off", "epochs": 1, **options})
+    return plan(model, data, folder, **{"adapt": "head", "batch": 6, "cache": "off", "epochs": 1, "fuse_convolutions": "auto", **options})
 
 
 def decision(made: Plan) -> Decision:
