@@ -4,6 +4,8 @@ A dense block-diagonal mask makes the attention of T tokens cost T² whatever th
 call per sequence is mostly calls where sequences are short. Here sequences of like length are attended together, in groups whose
 padding costs no more than a call (:mod:`frostline.kernels.sequence_groups`).
 
+- On a CPU, in float32 or bfloat16, where there is a C++ compiler: :mod:`frostline.kernels.sequence_attention`, which needs no groups.
+  What follows is for all else.
 - Without dropout, PyTorch's fused attention runs once for each group. On a CPU its gradient is computed in float32 where bfloat16
   comes in: 7 sequences of 142 tokens (9 heads of 64) take 7 ms so and 25 ms in bfloat16, with AMX. :func:`with_wide_gradients` does
   the same for attention that is not ours.
@@ -28,8 +30,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
+from frostline.kernels import sequence_attention
 from frostline.kernels.dropout import kept, rounded
 from frostline.kernels.precision import cast, no_autocast, wide
+from frostline.kernels.sequence_attention import SequenceRule
 from frostline.kernels.sequence_groups import Group, groups_of
 
 _OPTIONS = ("attn_mask", "dropout_p", "is_causal")
@@ -60,11 +64,18 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
     assert query.shape[0] == 1 and key.shape[2] == tokens == sum(lengths), (
         f"query {tuple(query.shape)} and key {tuple(key.shape)} for {sum(lengths)} tokens: expected one row of them"
     )
+    scaling = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
+    q, k, v = cast(query, key, value)
+    assert q is not None and k is not None and v is not None
+    if rule.softcap is None and sequence_attention.takes(q, k, v, len(lengths)):
+        one = SequenceRule(lengths=tuple(lengths), scaling=scaling, causal=rule.causal, window=rule.window, dropout=rule.dropout)
+        return sequence_attention.attend(q, k, v, one)
     found = groups_of(tuple(lengths), query.device)
     sizes = [group.places for group in found.groups]
     operands: list[Any] = [found.gather(part[0].transpose(0, 1)).split(sizes) for part in (query, key, value)]
     mixed = [
-        _attend(group.batch(q), group.batch(k), group.batch(v), group, rule) for group, q, k, v in zip(found.groups, *operands, strict=True)
+        _attend(group.batch(q), group.batch(k), group.batch(v), group, rule, scaling)
+        for group, q, k, v in zip(found.groups, *operands, strict=True)
     ]
     return found.put_back(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in mixed]))[None]
 
@@ -104,9 +115,8 @@ def _fit(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.shape[0] == key.shape[0] and query.shape[1] % key.shape[1] == 0 and query.shape[3] == key.shape[3]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, group: Group, rule: AttentionRule) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, group: Group, rule: AttentionRule, scaling: float) -> Tensor:
     """(sequences, heads, longest, size), of the query."""
-    scaling = query.shape[-1] ** -0.5 if rule.scaling is None else rule.scaling
     on_cpu = query.device.type == "cpu" and query.shape[-1] == value.shape[-1]
     if rule.softcap is not None or (on_cpu and rule.dropout):
         repeats = query.shape[1] // key.shape[1]

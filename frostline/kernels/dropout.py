@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_STEPS = 2**16
+STEPS = 2**16
+"""That shares are counted in."""
 
 
 def rounded(share: float) -> float:
@@ -20,11 +21,11 @@ def rounded(share: float) -> float:
     >>> round(rounded(0.1), 6), rounded(0.5)
     (0.100006, 0.5)
     """
-    return min(round(share * _STEPS), _STEPS - 1) / _STEPS
+    return min(round(share * STEPS), STEPS - 1) / STEPS
 
 
 def kept(shape: Sequence[int], share: float, device: torch.device) -> Tensor:
     """A Boolean mask, False for ``share`` (rounded) of its elements, each drawn for itself."""
     count = torch.Size(shape).numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=device).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:count] >= int(rounded(share) * _STEPS) - _STEPS // 2).view(*shape)
+    return (bits.view(torch.int16)[:count] >= int(rounded(share) * STEPS) - STEPS // 2).view(*shape)

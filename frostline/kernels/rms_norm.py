@@ -4,6 +4,7 @@
 
 Written as layers (Zhang and Sennrich, "Root mean square layer normalization", 2019), autograd keeps x, its square's operand, the
 normed x and the factor, and passes eight times over numbers of x's size; here x and one number a row are kept. Sums are float32.
+On a CPU either direction is one pass (:mod:`frostline.kernels.block_kernels`).
 
 Modules are found by what they compute, not by their names: :func:`find` runs those that could be one on random numbers.
 """
@@ -22,6 +23,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from frostline.kernels import block_kernels, native
 from frostline.kernels.precision import wide
 from frostline.models.model import evaluating, with_own
 
@@ -47,6 +49,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tenso
 class _RMSNorm(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        if block_kernels.takes(x, weight) and dtype in native.TYPES:
+            y, factor = block_kernels.rms_norm(x, weight, eps, dtype)
+            ctx.save_for_backward(x, weight, factor)
+            return y
         kind = wide(x.dtype)
         factor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=kind).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
@@ -59,7 +65,9 @@ class _RMSNorm(Function):
         x, weight, factor = ctx.saved_tensors
         of_x, of_weight, *_ = ctx.needs_input_grad
         kind, dx, dw = x.dtype, None, None
-        x = x.to(factor.dtype)
+        if of_x and block_kernels.takes(x, weight, grad):
+            of_x, dx = False, block_kernels.rms_norm_gradient(grad, x, weight, factor)
+        x = x.to(factor.dtype) if of_x or of_weight else x
         if of_weight:
             dw = torch.linalg.vecdot((grad * factor).flatten(0, -2), x.flatten(0, -2), dim=0).to(weight.dtype)
         if of_x:

@@ -1,8 +1,9 @@
 """Rotary positions as one function of autograd: x cos + rotate_half(x) sin, where rotate_half swaps the halves and negates the second.
 
-Su et al., "RoFormer", 2021. The halves of x are multiplied where they lie, in two passes over numbers of x's size instead of five,
-and the gradient is the same function with -sin. ``transformers`` calls one function of each architecture's module for it, which is
-exchanged within :func:`rotated`, if it computes this (:func:`find` tries).
+Su et al., "RoFormer", 2021. The halves of x are multiplied where they lie, in one pass over numbers of x's size on a CPU
+(:mod:`frostline.kernels.block_kernels`) and else in two, instead of five, and the gradient is the same function with -sin. Under
+autocast the result has the type that attention would cast it to. ``transformers`` calls one function of each architecture's module
+for it, which is exchanged within :func:`rotated`, if it computes this (:func:`find` tries).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from frostline.kernels import block_kernels, native
+
 _NAME = "apply_rotary_pos_emb"
 
 
@@ -31,21 +34,27 @@ class _Rotary(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, 1)
+        ctx.dtype, kind = x.dtype, x.device.type
+        dtype = torch.promote_types(x.dtype, cos.dtype)
+        if torch.is_autocast_enabled(kind) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+        return _rotated(x, cos, sin, 1, dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
-        return _rotated(grad, cos, sin, -1), None, None
+        return _rotated(grad, cos, sin, -1, ctx.dtype), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int, dtype: torch.dtype) -> Tensor:
+    if block_kernels.rotates(x, cos, sin) and dtype in native.TYPES:
+        return block_kernels.rotate(x, cos, sin, sign, dtype)
     half = x.shape[-1] // 2
     result = x * cos
     result[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
     result[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
-    return result
+    return result.to(dtype)
 
 
 def find(module: nn.Module) -> list[ModuleType]:

@@ -17,6 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from frostline.kernels import block_kernels
 from frostline.models.model import evaluating, with_own
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -31,13 +32,20 @@ class _SwiGLU(Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        return block_kernels.swiglu(gate, up) if _one_pass(gate, up) else silu(gate).mul_(up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         gate, up = ctx.saved_tensors
+        if _one_pass(gate, up, grad):
+            return block_kernels.swiglu_gradient(grad, gate, up)
         return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+
+
+def _one_pass(gate: Tensor, *others: Tensor) -> bool:
+    """On a CPU, either direction (:mod:`frostline.kernels.block_kernels`)."""
+    return block_kernels.takes(gate, *others) and all(other.dtype == gate.dtype for other in others)
 
 
 def find(module: nn.Module) -> list[str]:

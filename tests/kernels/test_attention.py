@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from frostline.kernels import sequence_attention
 from frostline.kernels.attention import AttentionRule, varlen_attention, with_wide_gradients
 
 LENGTHS = [5, 1, 4, 4, 4, 9]
@@ -36,6 +37,13 @@ def reference(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) ->
     return (scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value).transpose(1, 2)
 
 
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as it is where C++ cannot be built."""
+    monkeypatch.setattr(sequence_attention, "takes", lambda *_: False)
+
+
+@pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("heads", "key_heads"), [(6, 6), (6, 2), (3, 1)])
 @pytest.mark.parametrize("options", [{}, {"scaling": 0.5}, {"window": 3}, {"softcap": 2.0}, {"window": 4, "softcap": 1.0}], ids=str)
@@ -51,6 +59,7 @@ def test_equals_attention_with_a_block_mask(causal: bool, heads: int, key_heads:
             torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("groups")
 def test_no_token_sees_another_sequence() -> None:
     query, key, value = operands(2, 2)
     rule = AttentionRule(causal=False)
@@ -60,7 +69,7 @@ def test_no_token_sees_another_sequence() -> None:
     assert after[:, :5].isnan().all() and torch.equal(after[:, 5:], before[:, 5:])
 
 
-def test_sequences_of_like_length_share_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_of_like_length_share_one_call(monkeypatch: pytest.MonkeyPatch, groups: None) -> None:
     from frostline.kernels import attention, sequence_groups
 
     calls: list[tuple[int, ...]] = []
@@ -73,6 +82,7 @@ def test_sequences_of_like_length_share_one_call(monkeypatch: pytest.MonkeyPatch
     assert calls == [(1, 2, 9, SIZE), (2, 2, 5, SIZE), (2, 2, 4, SIZE), (1, 2, 1, SIZE)]
 
 
+@pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("heads", [(6, 6), (6, 2)])
 def test_gradients_in_bfloat16_are_as_near_as_those_of_pytorch(causal: bool, heads: tuple[int, int]) -> None:
@@ -89,6 +99,7 @@ def test_gradients_in_bfloat16_are_as_near_as_those_of_pytorch(causal: bool, hea
     assert all(gradient.dtype == torch.bfloat16 for gradient in ours) and error(ours) < 1.1 * error(theirs) < 0.05
 
 
+@pytest.mark.usefixtures("groups")
 def test_dropout_drops_and_keeps_the_mean() -> None:
     query, key, _ = operands(2, 2)
     value = torch.ones_like(key)

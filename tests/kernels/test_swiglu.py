@@ -16,8 +16,9 @@ def test_outputs_and_gradients_are_those_of_the_layers(dtype: torch.dtype, toler
     torch.manual_seed(0)
     gate, up = (torch.randn(3, 5, 8, dtype=torch.float64).mul(3).to(dtype).requires_grad_() for _ in range(2))
     ours, expected = swiglu(gate, up), silu(gate) * up
-    assert torch.equal(ours, expected)
-    pairs = zip(torch.autograd.grad(ours.sin().sum(), (gate, up)), torch.autograd.grad(expected.sin().sum(), (gate, up)))
+    torch.testing.assert_close(ours, expected, rtol=tolerance / 2, atol=tolerance / 10)
+    grad = torch.randn(3, 5, 8, dtype=torch.float64).to(dtype)
+    pairs = zip(torch.autograd.grad(ours, (gate, up), grad), torch.autograd.grad(expected, (gate, up), grad))
     for mine, theirs in pairs:
         torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance)
 

@@ -1,0 +1,346 @@
+// Attention over sequences that lie end to end, and its gradient: scores of a few queries at a time, from numbers that stay in the
+// processor's cache, with no padding, no mask in memory and, of dropout, nothing but a seed.
+//
+// Whatever comes in, products, exponentials and sums are in float32. A thread takes one sequence and one head of keys at a time, with
+// all heads of queries that belong to it.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include <omp.h>
+
+#include "bfloat16.h"
+#include "exponential.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int WIDTH = 16, ROWS = 8;
+#else
+constexpr int WIDTH = 8, ROWS = 4;
+#endif
+constexpr int STEP = 16;   // keys and features are padded to this
+constexpr int BLOCK = 32;  // queries at a time
+
+typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
+
+inline int64_t padded(int64_t count) { return (count + STEP - 1) / STEP * STEP; }
+
+// c (R, V vectors) = or += a (R, depth) b (depth, V vectors)
+template <int R, int V>
+void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  Vector sums[R][V] = {};
+  for (int64_t k = 0; k < depth; k++) {
+    Vector of_b[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) std::memcpy(&of_b[v], b + k * b_row + v * WIDTH, sizeof(Vector));
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const float factor = a[r * a_row + k * a_step];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[r][v] += factor * of_b[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; r++) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      float* to = c + r * c_row + v * WIDTH;
+      if (add) {
+        Vector before;
+        std::memcpy(&before, to, sizeof(Vector));
+        sums[r][v] += before;
+      }
+      std::memcpy(to, &sums[r][v], sizeof(Vector));
+    }
+  }
+}
+
+template <int V>
+void tiles(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+  for (int64_t r = 0; r < rows; r += ROWS) tile<ROWS, V>(depth, a + r * a_row, a_row, a_step, b, b_row, c + r * c_row, c_row, add);
+}
+
+// c (rows, columns) = or += a b, with `a` (rows, depth) at any steps; rows a multiple of ROWS, columns of STEP
+void multiply(
+    int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_step, const float* b, int64_t b_row, float* c, int64_t c_row,
+    bool add = false) {
+  for (int64_t done = 0; done < columns;) {
+    const int64_t left = (columns - done) / WIDTH;
+    if (left == 1) {
+      tiles<1>(rows, depth, a, a_row, a_step, b + done, b_row, c + done, c_row, add);
+      done += WIDTH;
+    } else if (left == 2 || left == 4) {
+      tiles<2>(rows, depth, a, a_row, a_step, b + done, b_row, c + done, c_row, add);
+      done += 2 * WIDTH;
+    } else {
+      tiles<3>(rows, depth, a, a_row, a_step, b + done, b_row, c + done, c_row, add);
+      done += 3 * WIDTH;
+    }
+  }
+}
+
+// A tensor (tokens, heads, size) whose last axis is contiguous
+template <class T>
+struct Operand {
+  T* data;
+  int64_t token, head;  // steps
+
+  T* at(int64_t t, int64_t h) const { return data + t * token + h * head; }
+};
+
+struct Rule {
+  int64_t size;    // of a head
+  int64_t window;  // a token sees what is nearer; 0: all
+  float scaling;
+  int causal;
+  uint64_t seed;
+  uint32_t dropped;  // of 65536; 0: no dropout
+
+  int64_t first(int64_t row) const { return window && row >= window ? row - window + 1 : 0; }
+  int64_t end(int64_t row, int64_t length) const {
+    if (causal) return row + 1;
+    return window && row + window < length ? row + window : length;
+  }
+  float keep() const { return 65536.0f / float(65536 - dropped); }
+};
+
+// Rows of numbers as float, with zeros up to `rows` and `columns`
+template <class T>
+void copy(const Operand<T>& from, int64_t token, int64_t head, int64_t count, int64_t size, int64_t rows, int64_t columns, float* to) {
+  for (int64_t r = 0; r < rows; r++) {
+    float* out = to + r * columns;
+    const int64_t real = r < count ? size : 0;
+    const T* row = from.at(token + (r < count ? r : 0), head);
+    for (int64_t c = 0; c < real; c++) out[c] = number(row[c]);
+    for (int64_t c = real; c < columns; c++) out[c] = 0;
+  }
+}
+
+// The same transposed: (size, columns), with zeros from `count` on
+template <class T>
+void copy_transposed(const Operand<T>& from, int64_t token, int64_t head, int64_t count, int64_t size, int64_t columns, float* to) {
+  for (int64_t first = 0; first < columns; first += STEP) {
+    const int64_t real = count - first < STEP ? count - first : STEP;
+    for (int64_t c = 0; c < size; c++) {
+      float* out = to + c * columns + first;
+      for (int64_t r = 0; r < real; r++) out[r] = number(from.at(token + first + r, head)[c]);
+      for (int64_t r = real; r < STEP; r++) out[r] = 0;
+    }
+  }
+}
+
+// Random bits of a row of scores, and from them those of a score (finalisers of SplitMix64 and MurmurHash3)
+inline uint32_t row_bits(const Rule& rule, int64_t token, int64_t head) {
+  uint64_t x = rule.seed + 0x9E3779B97F4A7C15u * (uint64_t(token) * 65536u + uint64_t(head) + 1);
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return uint32_t((x ^ (x >> 31)) >> 16);
+}
+
+inline float kept(uint32_t bits, int64_t key, uint32_t dropped, float keep) {
+  uint32_t x = bits ^ (uint32_t(key) * 0x9E3779B9u);
+  x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
+  x = (x ^ (x >> 13)) * 0xC2B2AE35u;
+  return ((x ^ (x >> 16)) >> 16) >= dropped ? keep : 0.0f;
+}
+
+// What a block of queries sees, padded
+struct Seen {
+  int64_t from, width;
+
+  Seen(const Rule& rule, int64_t row, int64_t rows, int64_t length) {
+    from = rule.first(row) / STEP * STEP;
+    width = padded(rule.end(row + rows - 1, length)) - from;
+  }
+};
+
+void hide(float* scores, const Seen& seen, int64_t from, int64_t to, float value) {
+  for (int64_t j = 0; j < from - seen.from; j++) scores[j] = value;
+  for (int64_t j = to - seen.from; j < seen.width; j++) scores[j] = value;
+}
+
+// Scores become e^(score - largest), those that the row does not see zeros, and with dropout some more; returns the largest and the sum.
+void to_weights(float* s, const Seen& seen, const Rule& rule, int64_t from, int64_t to, uint32_t bits, float& most, float& sum) {
+  hide(s, seen, from, to, -INFINITY);
+  float largest = -INFINITY, total = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t j = 0; j < seen.width; j++) largest = s[j] > largest ? s[j] : largest;
+  most = largest *= rule.scaling;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < seen.width; j++) {
+    s[j] = exponential(s[j] * rule.scaling - largest);
+    total += s[j];
+  }
+  sum = total;
+  if (rule.dropped) {
+    for (int64_t j = 0; j < seen.width; j++) s[j] *= kept(bits, seen.from + j, rule.dropped, 1.0f);
+  }
+}
+
+// Scores become the weights that multiplied the values, and their gradients `d` those of the scores.
+void to_slopes(float* s, float* d, const Seen& seen, const Rule& rule, int64_t from, int64_t to, uint32_t bits, float log_sum, float share) {
+  const float keep = rule.keep();
+  if (rule.dropped) {
+    for (int64_t j = 0; j < seen.width; j++) {
+      const float weight = exponential(s[j] * rule.scaling - log_sum), factor = kept(bits, seen.from + j, rule.dropped, keep);
+      d[j] = weight * (factor * d[j] - share) * rule.scaling;
+      s[j] = weight * factor;
+    }
+  } else {
+    for (int64_t j = 0; j < seen.width; j++) {
+      s[j] = exponential(s[j] * rule.scaling - log_sum);
+      d[j] = s[j] * (d[j] - share) * rule.scaling;
+    }
+  }
+  hide(s, seen, from, to, 0);
+  hide(d, seen, from, to, 0);
+}
+
+template <class T>
+void forward(
+    const Operand<const T>& query, const Operand<const T>& key, const Operand<const T>& value, int64_t token, int64_t length, int64_t head, int64_t group,
+    const Rule& rule, const Operand<T>& output, float* logs, int64_t tokens, float* scratch) {
+  const int64_t size = rule.size, features = padded(size), keys = padded(length);
+  float* of_keys = scratch;                     // (size, keys)
+  float* values = of_keys + features * keys;    // (keys, features)
+  float* queries = values + features * keys;    // (BLOCK, features)
+  float* mixed = queries + BLOCK * features;    // (BLOCK, features)
+  float* scores = mixed + BLOCK * features;     // (BLOCK, keys)
+  copy_transposed(key, token, head, length, size, keys, of_keys);
+  copy(value, token, head, length, size, keys, features, values);
+  for (int64_t h = head * group; h < (head + 1) * group; h++) {
+    for (int64_t start = 0; start < length; start += BLOCK) {
+      const int64_t rows = length - start < BLOCK ? length - start : BLOCK, all = (rows + ROWS - 1) / ROWS * ROWS;
+      const Seen seen(rule, start, rows, length);
+      copy(query, token + start, h, rows, size, all, features, queries);
+      multiply(all, seen.width, size, queries, features, 1, of_keys + seen.from, keys, scores, keys);
+      float sums[BLOCK];
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t row = start + r;
+        float most;
+        to_weights(scores + r * keys, seen, rule, rule.first(row), rule.end(row, length), row_bits(rule, token + row, h), most, sums[r]);
+        logs[h * tokens + token + row] = most + std::log(sums[r]);
+      }
+      multiply(all, features, seen.width, scores, keys, 1, values + seen.from * features, features, mixed, features);
+      for (int64_t r = 0; r < rows; r++) {
+        T* out = output.at(token + start + r, h);
+        const float by = rule.keep() / sums[r];
+        for (int64_t c = 0; c < size; c++) put(mixed[r * features + c] * by, out[c]);
+      }
+    }
+  }
+}
+
+template <class T>
+void backward(
+    const Operand<const T>& grad, const Operand<const T>& query, const Operand<const T>& key, const Operand<const T>& value,
+    const Operand<const T>& output, const float* logs, int64_t tokens, int64_t token, int64_t length, int64_t head, int64_t group, const Rule& rule,
+    const Operand<T>& of_query, const Operand<T>& of_key, const Operand<T>& of_value, float* scratch) {
+  const int64_t size = rule.size, features = padded(size), keys = padded(length), matrix = features * keys;
+  float *keys_across = scratch, *values_across = scratch + matrix, *key_rows = scratch + 2 * matrix;
+  float *key_slopes = scratch + 3 * matrix, *value_slopes = scratch + 4 * matrix;
+  float* queries = scratch + 5 * matrix;  // these three: (BLOCK, features)
+  float* grads = queries + BLOCK * features;
+  float* query_slopes = grads + BLOCK * features;
+  float* scores = query_slopes + BLOCK * features;  // these two: (BLOCK, keys)
+  float* slopes = scores + BLOCK * keys;
+  copy_transposed(key, token, head, length, size, keys, keys_across);
+  copy_transposed(value, token, head, length, size, keys, values_across);
+  copy(key, token, head, length, size, keys, features, key_rows);
+  std::memset(key_slopes, 0, 2 * matrix * sizeof(float));
+  for (int64_t h = head * group; h < (head + 1) * group; h++) {
+    for (int64_t start = 0; start < length; start += BLOCK) {
+      const int64_t rows = length - start < BLOCK ? length - start : BLOCK, all = (rows + ROWS - 1) / ROWS * ROWS;
+      const Seen seen(rule, start, rows, length);
+      copy(query, token + start, h, rows, size, all, features, queries);
+      copy(grad, token + start, h, rows, size, all, features, grads);
+      multiply(all, seen.width, size, queries, features, 1, keys_across + seen.from, keys, scores, keys);
+      multiply(all, seen.width, size, grads, features, 1, values_across + seen.from, keys, slopes, keys);
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t row = start + r;
+        const T* out = output.at(token + row, h);
+        float share = 0;
+        for (int64_t c = 0; c < size; c++) share += grads[r * features + c] * number(out[c]);
+        to_slopes(
+            scores + r * keys, slopes + r * keys, seen, rule, rule.first(row), rule.end(row, length), row_bits(rule, token + row, h),
+            logs[h * tokens + token + row], share);
+      }
+      multiply(seen.width, features, rows, scores, 1, keys, grads, features, value_slopes + seen.from * features, features, true);
+      multiply(seen.width, features, rows, slopes, 1, keys, queries, features, key_slopes + seen.from * features, features, true);
+      multiply(all, features, seen.width, slopes, keys, 1, key_rows + seen.from * features, features, query_slopes, features);
+      for (int64_t r = 0; r < rows; r++) {
+        T* to = of_query.at(token + start + r, h);
+        for (int64_t c = 0; c < size; c++) put(query_slopes[r * features + c], to[c]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < length; r++) {
+    T *to_key = of_key.at(token + r, head), *to_value = of_value.at(token + r, head);
+    for (int64_t c = 0; c < size; c++) put(key_slopes[r * features + c], to_key[c]);
+    for (int64_t c = 0; c < size; c++) put(value_slopes[r * features + c], to_value[c]);
+  }
+}
+
+// All sequences, on all threads
+struct Work {
+  Rule rule;
+  const int64_t* sequences;  // (count, 2): first token and length, in the order in which they are taken
+  int64_t count, tokens;
+  int64_t key_heads, group;  // group: heads of queries for each of keys
+  float* scratch;            // (threads, room)
+  int64_t room;
+  int threads;
+};
+
+template <class F>
+void each(const Work& work, F compute) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(work.threads)
+  for (int64_t i = 0; i < work.count * work.key_heads; i++) {
+    const int64_t* sequence = work.sequences + i / work.key_heads * 2;
+    compute(sequence[0], sequence[1], i % work.key_heads, work.scratch + omp_get_thread_num() * work.room);
+  }
+}
+
+template <class T>
+void attend(const Work& work, const Operand<const T>* in, const Operand<T>* out, float* logs) {
+  each(work, [&](int64_t token, int64_t length, int64_t head, float* scratch) {
+    forward(in[0], in[1], in[2], token, length, head, work.group, work.rule, out[0], logs, work.tokens, scratch);
+  });
+}
+
+template <class T>
+void differentiate(const Work& work, const Operand<const T>* in, const Operand<T>* out, const float* logs) {
+  each(work, [&](int64_t token, int64_t length, int64_t head, float* scratch) {
+    backward(
+        in[0], in[1], in[2], in[3], in[4], logs, work.tokens, token, length, head, work.group, work.rule, out[0], out[1], out[2], scratch);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats that one thread works in, for a longest sequence
+int64_t frostline_attention_room(int64_t longest, int64_t size, int gradient) {
+  const int64_t matrices = gradient ? 5 : 2, blocks = gradient ? 3 : 2, scores = gradient ? 2 : 1;
+  return padded(size) * (matrices * padded(longest) + blocks * BLOCK) + scores * BLOCK * padded(longest);
+}
+
+// in: query, key, value; out: output and logs (heads, tokens), the logarithms of the sums of exponentials
+void frostline_attend_float32(const Work* work, const Operand<const float>* in, const Operand<float>* out, float* logs) {
+  attend(*work, in, out, logs);
+}
+void frostline_attend_bfloat16(const Work* work, const Operand<const Bf16>* in, const Operand<Bf16>* out, float* logs) {
+  attend(*work, in, out, logs);
+}
+
+// in: the output's gradient, query, key, value, output; out: gradients of query, key and value
+void frostline_differentiate_float32(const Work* work, const Operand<const float>* in, const Operand<float>* out, const float* logs) {
+  differentiate(*work, in, out, logs);
+}
+void frostline_differentiate_bfloat16(const Work* work, const Operand<const Bf16>* in, const Operand<Bf16>* out, const float* logs) {
+  differentiate(*work, in, out, logs);
+}
+}
