@@ -8,6 +8,9 @@ always wanted in another dtype is cheaper stored in that dtype.
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,9 +25,10 @@ def cast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if tensor is None else _cast(tensor) for tensor in tensors)
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """A context in which operations on the tensor's device run in the dtype of their operands."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -45,8 +45,10 @@ class _Batch:
     rows: int
     width: int
     positions: Tensor
-    """Of the real tokens in the flattened batch (tokens,), int64."""
+    """Of the real tokens in the flattened batch, and of what fills up (tokens,), int64."""
     lengths: list[int]
+    filled: int = 0
+    """Copies of the first token behind the real ones, a sequence of their own."""
     configs: list[Any] = field(default_factory=list)
     """Where attention is looked up."""
     inside: bool = False
@@ -61,15 +63,18 @@ _current: ContextVar[_Batch | None] = ContextVar("frostline_unpadded", default=N
 
 
 @contextlib.contextmanager
-def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor) -> Iterator[None]:
-    """Within, ``module(**inputs)`` of this batch computes its ``blocks`` (as in ``Model.blocks``) for real tokens only."""
+def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor, multiple: int = 1) -> Iterator[None]:
+    """Within, ``module(**inputs)`` of this batch computes its ``blocks`` (as in ``Model.blocks``) for real tokens only, filled up to a
+    ``multiple``: oneDNN compiles a product anew for each number of rows, which costs as much as tens of rows do."""
     _register()
     real = attention_mask.bool()
     rows, width = real.shape
     lengths = [length for length in real.sum(1).tolist() if length]
     positions = real.flatten().nonzero().squeeze(1)
+    filled = -len(positions) % multiple if len(positions) else 0
+    positions = torch.cat([positions, positions[:1].expand(filled)])
     parts = [module.get_submodule(name) for name in blocks]
-    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, configs=configs(parts))
+    batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, filled=filled, configs=configs(parts))
     with contextlib.ExitStack() as stack:
         stack.enter_context(_attending(batch))
         for part in dict.fromkeys(parts):
@@ -193,7 +198,8 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
         window=options.get("sliding_window"),
         softcap=options.get("softcap"),
     )
-    return varlen_attention(query, key, value, batch.lengths, rule), None
+    lengths = [*batch.lengths, batch.filled] if batch.filled else batch.lengths
+    return varlen_attention(query, key, value, lengths, rule), None
 
 
 def _enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -219,7 +225,8 @@ def _leave_last(_: nn.Module, args: Any, output: Any) -> Any:
     if batch.first_only:
         spread = hidden[0][:, None]
         return spread if isinstance(output, Tensor) else (spread, *output[1:])
-    spread = hidden.new_zeros(batch.rows * batch.width, *hidden.shape[2:]).index_copy(0, batch.positions, hidden[0])
+    count = len(batch.positions) - batch.filled
+    spread = hidden.new_zeros(batch.rows * batch.width, *hidden.shape[2:]).index_copy(0, batch.positions[:count], hidden[0, :count])
     spread = spread.unflatten(0, (batch.rows, batch.width))
     return spread if isinstance(output, Tensor) else (spread, *output[1:])
 

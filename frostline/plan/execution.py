@@ -40,6 +40,8 @@ TOLERANCE = {"fp32": 1e-4, "int8": 2e-2, "bf16": 5e-2}
 """Largest relative difference between stored and recomputed values, by precision: batches of other sizes round differently."""
 
 
+_MULTIPLE = 32
+"""Of tokens in a batch without padding, where oneDNN multiplies."""
 _ONE_THREAD = threading.RLock()
 
 
@@ -88,6 +90,7 @@ class Execution:
     references: dict[str, Reference] = field(default_factory=dict)
     """Of each split, where the loss compares with the model as it was (passes/reference.py)."""
     say: Callable[[str], None] = lambda text: None
+    _computing: bool = field(default=False, init=False, repr=False)
 
     def encoder(self, split: str) -> Encode:
         """What makes the batches of a split: from its store where there is one."""
@@ -115,7 +118,9 @@ class Execution:
             return resume_from_border(self.model.module, self.line, batch.inputs, batch.border)
         if not self.pack:
             return logits_of(self.model.module(**self._laid_out(batch.inputs)))
-        with unpadded(self.model.module, self.model.blocks, batch.inputs["attention_mask"]):
+        mask = batch.inputs["attention_mask"]
+        compiled = mask.device.type == "cpu" and (self.precision == "bf16" or bool(self.products))
+        with unpadded(self.model.module, self.model.blocks, mask, _MULTIPLE if compiled else 1):
             return logits_of(self.model.module(**batch.inputs))
 
     def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
@@ -206,7 +211,20 @@ class Execution:
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
         """Within, what computes in place of the module's own layers. One thread at a time: functions of torch and transformers are
-        exchanged as well, for the whole process."""
+        exchanged as well, for the whole process. Entered once around several passes it is entered for each of them."""
+        with _ONE_THREAD:
+            if self._computing:
+                yield
+                return
+            self._computing = True
+            try:
+                with self._in_place():
+                    yield
+            finally:
+                self._computing = False
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
@@ -214,7 +232,7 @@ class Execution:
         multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
         chains = chained(module, self.products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
-        with _ONE_THREAD, uncached, lora, blocks, attention, multiplied, convolved, chains, first, again:
+        with uncached, lora, blocks, attention, multiplied, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -177,14 +177,15 @@ def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: G
     sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "scored": 0.0, "rows": 0.0}
     for batch in group:
         torch.manual_seed(integer_seed(plan.recipe.seed, epoch, int(batch.rows[0]), "forward"))
-        outputs = plan.execution.forward(batch)
-        total, count = plan.loss(outputs, batch.labels)
-        sums["loss"] += (value := float(total.detach()))
-        if value - value != 0:  # inf or NaN
-            raise diagnose(plan, batch, value, state.counters.step + 1, kept)
-        with torch.no_grad():
-            score, scored = plan.task.running(plan.data.schema, outputs, batch.labels)
-        plan.execution.backward(total)
+        with plan.execution.kernels():
+            outputs = plan.execution.forward(batch)
+            total, count = plan.loss(outputs, batch.labels)
+            sums["loss"] += (value := float(total.detach()))
+            if value - value != 0:  # inf or NaN
+                raise diagnose(plan, batch, value, state.counters.step + 1, kept)
+            with torch.no_grad():
+                score, scored = plan.task.running(plan.data.schema, outputs, batch.labels)
+            plan.execution.backward(total)
         sums["count"] += float(count)
         sums["score"] += score
         sums["scored"] += scored

@@ -19,7 +19,7 @@ def validate(plan: Plan) -> dict[str, float]:
     total = count = 0.0
     scores: list[Tensor] = []
     rows: list[Tensor] = []
-    with evaluating(module), torch.no_grad():
+    with evaluating(module), torch.no_grad(), plan.execution.kernels():
         for batch in _batches(plan):
             outputs = plan.execution.forward(batch)
             loss, weight = plan.loss(outputs, batch.labels)
