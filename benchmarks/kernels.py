@@ -1,6 +1,6 @@
 """The kernels one by one, each way in a process of its own: seconds, memory and errors.
 
-    python benchmarks/kernels.py [loss] [linear] [lora] [convolution] [--repeat 3] [--quick]
+    python benchmarks/kernels.py [loss] [linear] [lora] [convolution] [attention] [blocks] [--repeat 3] [--quick]
 
 loss    the head of a language model, frozen, forward and back to the hidden states, at 2 048 labelled rows, width 576 and vocabulary
         49 152: ``linear_cross_entropy``, plain and with a packed weight, against logits and ``F.cross_entropy``. The transient memory is
@@ -13,9 +13,13 @@ lora    a frozen linear layer with a LoRA update of rank 16, forward and back to
 
 convolution  a frozen convolution of VGG16 and its ReLU at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16,
         both packed as one operation, int8 with the quantising of what comes in, and int8 as a link of a chain, from steps to steps.
+attention  of texts of different lengths, forward and back: PyTorch's on the padded batch with a mask, as a network calls it; ours in
+        groups of like length; ours in C++. SmolLM2's heads (causal), MiniLM's with dropout of its weights, long texts.
+blocks  RMS norms, SwiGLU and rotary positions in the shapes of SmolLM2-135M at 1 024 tokens, forward and back: written out as in
+        transformers, as one function of PyTorch's passes, as one function in C++.
 
 Ways in bf16 are left out where the machine multiplies fp32 faster. A cell is the median over the processes of the shortest time in
-each. About three minutes in all on two cores.
+each. About four minutes in all on two cores.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import harness
+from transformer_kernels import BETWEEN, attention, blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -255,7 +260,7 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
     return found
 
 
-PARTS = {"loss": loss, "linear": linear, "lora": lora, "convolution": convolution}
+PARTS = {"loss": loss, "linear": linear, "lora": lora, "convolution": convolution, "attention": attention, "blocks": blocks}
 
 
 def _runs(part: str, ways: list[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -292,8 +297,8 @@ def publish_shapes(part: str, ways: list[str], times: list[str], options: argpar
         for way, found in runs.items()
     }
     headers = [f"ms, forward{'' if part == 'convolution' else ' and back'} (against the first)", *runs]
-    harness.publish(f"kernels_{part}", headers, rows, largest_errors="; ".join(f"{way}: {text}" for way, text in errors.items()),
-                    repeats=options.repeat)  # fmt: skip
+    facts = {"largest_errors": "; ".join(f"{way}: {text}" for way, text in errors.items())} if kinds else {}
+    harness.publish(f"kernels_{part}", headers, rows, **facts, repeats=options.repeat)
 
 
 def main() -> None:
@@ -314,6 +319,8 @@ def main() -> None:
         "linear": lambda: publish_shapes("linear", list(LINEARS), ["forward_ms", "back_ms"], options),
         "lora": lambda: publish_shapes("lora", LORAS, ["ms"], options),
         "convolution": lambda: publish_shapes("convolution", CONVOLUTIONS, ["ms"], options),
+        "attention": lambda: publish_shapes("attention", BETWEEN, ["ms"], options),
+        "blocks": lambda: publish_shapes("blocks", BETWEEN, ["ms"], options),
     }
     if unknown := [part for part in options.parts if part not in publishers]:
         parser.error(f"unknown part {unknown[0]!r}, expected one of {', '.join(publishers)}")

@@ -42,6 +42,8 @@ TITLES = {
     "kernels_loss": ("The loss of a language model", "语言模型的损失"),
     "kernels_linear": ("Frozen linear layers", "冻结的线性层"),
     "kernels_lora": ("Frozen linear layers with LoRA", "带 LoRA 的冻结线性层"),
+    "kernels_attention": ("Attention of texts of different lengths", "不同长度文本的注意力"),
+    "kernels_blocks": ("Between the products of a language model", "语言模型各矩阵乘积之间的运算"),
     "kernels_convolution": ("Frozen convolutions", "冻结的卷积层"),
     "step_memory": ("What a training step holds", "一个训练步占用的内存"),
     "planner": ("Predicted against actual", "预测值与实际值"),

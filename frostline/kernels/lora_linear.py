@@ -46,8 +46,8 @@ def lora_linear(
         f"a mask of {dropout_mask.dtype} {tuple(dropout_mask.shape)} for x of {tuple(x.shape)}: expected bool of the same shape"
     )
     product = None if isinstance(weight, Tensor) else weight
-    tensors = cast(x, weight if isinstance(weight, Tensor) else None, bias, a, b)
-    return _LoraLinear.apply(*tensors, _Update(scaling=scaling, mask=dropout_mask, product=product))
+    tensors = cast(x, weight if isinstance(weight, Tensor) else None, bias)
+    return _LoraLinear.apply(*tensors, a, b, _Update(scaling=scaling, mask=dropout_mask, product=product))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,9 @@ class _LoraLinear(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, a: Tensor, b: Tensor, update: _Update) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
+        ctx.types = a.dtype, b.dtype
         with no_autocast(x):
+            a, b = a.to(x.dtype), b.to(x.dtype)  # here, where no node of autograd undoes it for each of them
             if update.product is not None:
                 y = update.product.forward(rows, bias)
             else:
@@ -88,8 +90,8 @@ class _LoraLinear(Function):
             if of_x and inner is not None:
                 through = grad @ weight if update.product is None else update.product.gradient(grad)
                 dx = _with_update(through, inner, a, update.mask).view(ctx.shape)
-            da = inner.t() @ _dropped(rows, update.mask) if of_a and inner is not None else None
-            db = (low.t() @ grad).mul_(update.scaling).t() if of_b else None  # twice as fast as gradᵀ low
+            da = (inner.t() @ _dropped(rows, update.mask)).to(ctx.types[0]) if of_a and inner is not None else None
+            db = (low.t() @ grad).mul_(update.scaling).t().to(ctx.types[1]) if of_b else None  # twice as fast as gradᵀ low
             dw = grad.t() @ rows if of_weight else None
             dbias = grad.sum(0) if of_bias else None
         return dx, dw, dbias, da, db, None
