@@ -215,11 +215,14 @@ def positions_of(module: nn.Module, *, decoder: bool = False) -> int:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings, log lines or progress bars of ``transformers``; its settings are as before afterwards."""
+    """No warnings, log lines or progress bars of ``transformers``, no log lines of the hub's client, which writes one for each time that
+    it tries again; settings are as before afterwards."""
+    from huggingface_hub.utils import logging as of_hub
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level, level_of_hub, bars = logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
+    of_hub.set_verbosity(of_hub.CRITICAL)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -227,5 +230,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(level)
+        of_hub.set_verbosity(level_of_hub)
         if bars:
             logging.enable_progress_bar()

@@ -45,14 +45,15 @@ def test_without_pool_and_pooler_the_first_position_counts() -> None:
     assert body_name(network) == "body"
 
 
-def test_settings_of_transformers_are_put_back() -> None:
+def test_settings_of_transformers_and_of_the_hub_are_put_back() -> None:
+    from huggingface_hub.utils import logging as of_hub
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    before = logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()
     with pytest.raises(KeyError), quiet():
-        assert not logging.is_progress_bar_enabled()
+        assert not logging.is_progress_bar_enabled() and of_hub.get_verbosity() > of_hub.ERROR
         raise KeyError
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert (logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()) == before
 
 
 def test_configurations_that_cannot_be() -> None:
