@@ -102,6 +102,6 @@ def _function(name: str, *types: torch.dtype) -> Callable[..., None]:
 def _library() -> ctypes.CDLL | None:
     """Built and loaded at the first call; None where it cannot be: PyTorch's passes give the same."""
     try:
-        return native.load(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)
+        return native.load(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)
     except OSError:
         return None

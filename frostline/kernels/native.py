@@ -19,8 +19,11 @@ import torch
 
 from frostline.files import cache_folder
 
-VECTORISED = ("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+_PASSES = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
+VECTORISED = (*_PASSES, "-ffp-contract=off")
 """Options for passes over rows, on all threads of PyTorch; they change no rounding."""
+CONTRACTED = (*_PASSES, "-ffp-contract=fast")
+"""The same where a product and the sum that it goes into may be rounded once."""
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """By the names that such functions end with."""
 

@@ -26,7 +26,6 @@ from frostline.kernels import native
 from frostline.kernels.dropout import STEPS, rounded
 from frostline.kernels.native import TYPES, at
 
-_OPTIONS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 _LARGEST_HEAD = 256
 
 
@@ -150,7 +149,7 @@ def _places(lengths: tuple[int, ...]) -> Tensor:
 def _library() -> ctypes.CDLL | None:
     """Built and loaded at the first call; None where it cannot be: PyTorch's attention takes its place."""
     try:
-        library = native.load(Path(__file__).with_suffix(".cpp"), *_OPTIONS)
+        library = native.load(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)
     except OSError:
         return None
     library.frostline_attention_room.restype = ctypes.c_int64
