@@ -134,3 +134,18 @@ def test_a_run_that_goes_on_packs_as_it_did(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(pack, "propose", lambda *args: pytest.fail("planned anew"))
     again = api.resume(str(tmp_path / "stopped"), quiet=True)
     assert used and all(torch.equal(a, b) for a, b in zip(saved(whole).values(), saved(again).values(), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows_fill_up_where_products_are_compiled_for_their_number(precision: str, tmp_path: Path) -> None:
+    made = plan(fl.load("gpt", data=talks(), width=16, depth=1, tokenizer="char", max_length=128), talks(), tmp_path / "run",
+                adapt="full", pack="on", prepack="off", precision=precision)  # fmt: skip
+    seen: list[int] = []
+    block = made.model.module.get_submodule(made.model.blocks[0])
+    norm = next(part for name, part in block.named_modules() if name and not list(part.children()))
+    handle = norm.register_forward_hook(lambda _part, _args, output: seen.append(output.shape[:-1].numel()))
+    batch = made.execution.sources["train"].encode(np.arange(3), None)
+    made.execution.forward(batch)
+    handle.remove()
+    real = int(batch.inputs["attention_mask"].sum())
+    assert real % 32 and seen == [real if precision == "fp32" else real + -real % 32]
