@@ -6,7 +6,6 @@ whether it :func:`takes` their operands and compute them by PyTorch's passes whe
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,15 @@ from frostline.kernels import native
 from frostline.kernels.native import TYPES, at, sizes
 
 
+def why_slow() -> str | None:
+    """Why PyTorch computes these passes, in more time; None where C++ does."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
 def takes(*tensors: Tensor) -> bool:
     """Whether tensors like these are computed here."""
-    return all(tensor.device.type == "cpu" and tensor.dtype in TYPES for tensor in tensors) and _library() is not None
+    return all(tensor.device.type == "cpu" and tensor.dtype in TYPES for tensor in tensors) and isinstance(_library(), ctypes.CDLL)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -94,14 +99,10 @@ def _head_axis(cos: Tensor) -> int:
 
 def _function(name: str, *types: torch.dtype) -> Callable[..., None]:
     library = _library()
-    assert library is not None, "what takes() was asked for"
+    assert isinstance(library, ctypes.CDLL), "what takes() was asked for"
     return library["_".join(["frostline", name, *(TYPES[one] for one in types)])]
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Built and loaded at the first call; None where it cannot be: PyTorch's passes give the same."""
-    try:
-        return native.load(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)
-    except OSError:
-        return None
+def _library() -> ctypes.CDLL | str:
+    """Built and loaded at the first call; else why not."""
+    return native.library(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)

@@ -5,7 +5,6 @@ PyTorch makes ten passes over memory, and more under bf16, whose exponentials an
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from frostline.kernels.native import TYPES, at, sizes
 
 def takes(tensor: Tensor) -> bool:
     """Whether logits like this tensor are computed here."""
-    return tensor.device.type == "cpu" and tensor.dtype in TYPES and _library() is not None
+    return tensor.device.type == "cpu" and tensor.dtype in TYPES and isinstance(_library(), ctypes.CDLL)
 
 
 def losses(logits: Tensor, labels: Tensor, nll: Tensor, correct: Tensor, log_sums: Tensor | None, *, slopes: bool) -> None:
@@ -36,14 +35,10 @@ def slopes(logits: Tensor, labels: Tensor, log_sums: Tensor, factors: Tensor) ->
 
 def _function(name: str, logits: Tensor) -> Callable[..., None]:
     library = _library()
-    assert library is not None and logits.is_contiguous(), "what takes() was asked for"
+    assert isinstance(library, ctypes.CDLL) and logits.is_contiguous(), "what takes() was asked for"
     return library[f"frostline_{name}_{TYPES[logits.dtype]}"]
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Built and loaded at the first call; None where it cannot be: PyTorch's passes give the same."""
-    try:
-        return native.load(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)
-    except OSError:
-        return None
+def _library() -> ctypes.CDLL | str:
+    """Built and loaded at the first call; else why not."""
+    return native.library(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)

@@ -6,6 +6,7 @@ Needs Linux and a C++ compiler (``CXX``, c++, g++ or clang++); whoever asks has 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -39,6 +40,15 @@ def load(source: Path, *options: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(_built(source, options)))
     except subprocess.SubprocessError as error:
         raise OSError(str(error)) from error
+
+
+@functools.cache
+def library(source: Path, *options: str) -> ctypes.CDLL | str:
+    """As :func:`load`, asked for once; where it cannot be, why."""
+    try:
+        return load(source, *options)
+    except OSError as error:
+        return reason(error)
 
 
 def at(tensor: torch.Tensor | None) -> ctypes.c_void_p:

@@ -6,7 +6,6 @@ PyTorch takes four passes to round rows to their steps, which costs more than th
 from __future__ import annotations
 
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
@@ -55,10 +54,6 @@ def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     return y if bias is None else y.add_(bias)
 
 
-@functools.cache
 def _library() -> ctypes.CDLL | str:
     """Built and loaded at the first call; else why not."""
-    try:
-        return native.load(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)
-    except OSError as error:
-        return native.reason(error)
+    return native.library(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)

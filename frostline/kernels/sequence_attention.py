@@ -42,13 +42,19 @@ class SequenceRule:
     dropout: float = 0.0
 
 
+def why_slow() -> str | None:
+    """Why attention is PyTorch's, in more time; None where it is computed here."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
 def takes(query: Tensor, key: Tensor, value: Tensor, sequences: int) -> bool:
     """Whether operands like these are computed here: on a CPU, in float32 or bfloat16, with work for every thread."""
     if query.device.type != "cpu" or not query.dtype == key.dtype == value.dtype or query.dtype not in TYPES:
         return False
     size, threads = query.shape[-1], torch.get_num_threads()
     fits = size == value.shape[-1] <= _LARGEST_HEAD and query.shape[1] % key.shape[1] == 0
-    return fits and sequences * key.shape[1] >= threads and _library() is not None
+    return fits and sequences * key.shape[1] >= threads and isinstance(_library(), ctypes.CDLL)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rule: SequenceRule) -> Tensor:
@@ -110,11 +116,12 @@ class _Work(ctypes.Structure):
 def _run(name: str, rule: SequenceRule, seed: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], logs: Tensor) -> None:
     """Tensors are (tokens, heads, size)."""
     library = _library()
-    assert library is not None, "what takes() was asked for"
+    assert isinstance(library, ctypes.CDLL), "what takes() was asked for"
     gradient = name == "differentiate"
     query, key = inputs[gradient], inputs[gradient + 1]
     tokens, heads, size = query.shape
     sequences, threads = _places(rule.lengths), torch.get_num_threads()
+    library.frostline_attention_room.restype = ctypes.c_int64
     room = library.frostline_attention_room(ctypes.c_int64(max(rule.lengths)), ctypes.c_int64(size), ctypes.c_int(gradient))
     scratch = torch.empty(threads, room)
     what = _Rule(
@@ -145,12 +152,6 @@ def _places(lengths: tuple[int, ...]) -> Tensor:
     return places[sizes.argsort(descending=True, stable=True)].contiguous()
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Built and loaded at the first call; None where it cannot be: PyTorch's attention takes its place."""
-    try:
-        library = native.load(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)
-    except OSError:
-        return None
-    library.frostline_attention_room.restype = ctypes.c_int64
-    return library
+def _library() -> ctypes.CDLL | str:
+    """Built and loaded at the first call; else why not."""
+    return native.library(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)

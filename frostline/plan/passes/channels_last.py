@@ -1,7 +1,7 @@
 """channels_last: keep images and convolution weights with the channels innermost, where this machine is faster so.
 
 Condition: the network convolves images, more than once. Exact: the same sums in another order. Chosen by timing the real network on a few
-real rows both ways.
+real rows both ways: forward, and back as well where convolutions learn, whose gradients may want the other layout.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from frostline.recipe import Recipe
 
 
 def propose(recipe: Recipe, execution: Execution) -> Decision | None:
-    """Time a forward pass in both layouts and leave the network in the faster one; None where hardly anything convolves."""
+    """Time the network in both layouts and leave it in the faster one; None where hardly anything convolves."""
     module, forced = execution.model.module, recipe.plan.channels_last
-    if sum(isinstance(child, nn.Conv2d) for child in module.modules()) < 2:
+    convolutions = [child for child in module.modules() if isinstance(child, nn.Conv2d)]
+    if len(convolutions) < 2:
         return None  # a vision transformer convolves once, to cut the image into patches
     if forced == "off":
         lay_out(execution, False)
@@ -31,9 +32,17 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     source = execution.sources["train"]
     batch = affordable_batch(execution, recipe.train.batch) if forced == "auto" else source.encode(np.arange(1), None)
 
+    learns = any(parameter.requires_grad for one in convolutions for parameter in one.parameters())
+
+    def run() -> None:
+        outputs = execution.forward(batch)
+        if learns:
+            execution.backward(outputs.sum())
+            module.zero_grad(set_to_none=True)
+
     def seconds() -> float:
-        with torch.no_grad():
-            return best_seconds(lambda: execution.forward(batch), budget=0.1)
+        with torch.set_grad_enabled(learns):
+            return best_seconds(run, budget=0.1)
 
     with evaluating(module):
         plain = seconds() if forced == "auto" else None
@@ -51,8 +60,8 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     faster = inner < 0.95 * plain
     if not faster:
         lay_out(execution, False)
-    rows = "one row" if len(batch.rows) == 1 else f"{len(batch.rows)} rows"
-    why = f"a forward pass of {rows} takes {inner * 1e3:.1f} ms with channels innermost, {plain * 1e3:.1f} ms as usual"
+    rows, what = "one row" if len(batch.rows) == 1 else f"{len(batch.rows)} rows", "step" if learns else "forward pass"
+    why = f"a {what} of {rows} takes {inner * 1e3:.1f} ms with channels innermost, {plain * 1e3:.1f} ms as usual"
     return Decision(what="channels_last", on=faster, why=why)
 
 

@@ -43,6 +43,13 @@ def test_chosen_where_it_is_at_least_a_twentieth_faster(digits, tmp_path, monkey
     assert f"{turned * 1e3:.1f} ms with channels innermost, 10.0 ms as usual" in decision(made).why
 
 
+@pytest.mark.parametrize(("adapt", "timed"), [("full", "a step of"), ("head", "a forward pass of")])
+def test_where_convolutions_learn_their_gradients_are_timed_too(digits, tmp_path, adapt, timed):
+    made = plan(cnn(digits), digits, tmp_path / "run", channels_last="auto", adapt=adapt)
+    assert decision(made).why.startswith(timed)
+    assert all(parameter.grad is None for parameter in made.model.module.parameters())
+
+
 def test_not_proposed_where_nothing_convolves(digits, texts, tmp_path):
     assert decision(plan(fl.load("mlp", data=digits), digits, tmp_path / "run", channels_last="on")) is None
     assert decision(plan(fl.load("cnn", data=texts, width=8), first_rows(texts, 20), tmp_path / "run")) is None

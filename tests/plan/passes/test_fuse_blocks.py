@@ -8,6 +8,7 @@ import torch
 
 import frostline as fl
 from frostline.data.dataset import Dataset
+from frostline.kernels import block_kernels, sequence_attention
 from frostline.plan.decision import Decision
 from frostline.plan.plan import Plan
 from tests.models.language import folder_of
@@ -32,6 +33,20 @@ def test_what_is_said(texts: Dataset, tmp_path: Path) -> None:
     made = llama_with_lora(tmp_path / "off", fuse_blocks="off")
     assert decision(made) == Decision(what="fuse_blocks", on=False, why="switched off in the recipe") and not str(made.execution.blocks)
     assert decision(bert_with_lora(texts, tmp_path)) is None, "it has neither"
+
+
+def test_without_a_compiler_a_step_is_the_same_and_the_plan_says_that_it_is_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, ours = gradients(llama_with_lora(tmp_path / "here", pack="on"))
+    for kernels in (block_kernels, sequence_attention):
+        monkeypatch.setattr(kernels, "_library", lambda: "there is no C++ compiler")
+    made = llama_with_lora(tmp_path / "without", pack="on")
+    found = {one.what: one.why for one in made.decisions}
+    for what in ("fuse_blocks", "pack"):
+        assert found[what].endswith("which C++ would do in less time, but there is no C++ compiler")
+    expected, theirs = gradients(made)
+    assert loss == pytest.approx(expected, rel=1e-5) and set(ours) == set(theirs)
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=5e-5 * float(gradient.abs().max()), msg=name)
 
 
 def test_a_run_that_goes_on_computes_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
