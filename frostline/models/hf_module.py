@@ -7,6 +7,7 @@ architectures that ``transformers`` itself brings can be named, because a config
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -217,19 +218,19 @@ def positions_of(module: nn.Module, *, decoder: bool = False) -> int:
 def quiet() -> Iterator[None]:
     """No warnings, log lines or progress bars of ``transformers``, no log lines of the hub's client, which writes one for each time that
     it tries again; settings are as before afterwards."""
-    from huggingface_hub.utils import logging as of_hub
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    level, level_of_hub, bars = logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    of_hub.set_verbosity(of_hub.CRITICAL)
-    logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")
+    level, level_of_hub, bars = of_transformers.get_verbosity(), hub.level, of_transformers.is_progress_bar_enabled()
+    of_transformers.set_verbosity(of_transformers.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
+    of_transformers.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        of_hub.set_verbosity(level_of_hub)
+        of_transformers.set_verbosity(level)
+        hub.setLevel(level_of_hub)
         if bars:
-            logging.enable_progress_bar()
+            of_transformers.enable_progress_bar()

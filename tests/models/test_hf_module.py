@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -46,14 +47,14 @@ def test_without_pool_and_pooler_the_first_position_counts() -> None:
 
 
 def test_settings_of_transformers_and_of_the_hub_are_put_back() -> None:
-    from huggingface_hub.utils import logging as of_hub
-    from transformers.utils import logging
+    from transformers.utils import logging as of_transformers
 
-    before = logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    before = of_transformers.get_verbosity(), hub.level, of_transformers.is_progress_bar_enabled()
     with pytest.raises(KeyError), quiet():
-        assert not logging.is_progress_bar_enabled() and of_hub.get_verbosity() > of_hub.ERROR
+        assert not of_transformers.is_progress_bar_enabled() and not hub.isEnabledFor(logging.ERROR)
         raise KeyError
-    assert (logging.get_verbosity(), of_hub.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert (of_transformers.get_verbosity(), hub.level, of_transformers.is_progress_bar_enabled()) == before
 
 
 def test_configurations_that_cannot_be() -> None:
