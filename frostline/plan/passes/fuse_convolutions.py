@@ -29,10 +29,11 @@ _WORTH = 0.1
 
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], steps: float) -> Decision | None:
-    """Fuse them all where that is faster; None where nothing frozen convolves. ``steps``: of the whole run."""
+    """Fuse them all where that is faster; None where hardly anything frozen convolves. ``steps``: of the whole run."""
     layers = [item for item in layers if item.unit and can_pack(item.layer.weight, computed_in(item, execution))]
-    if not layers:
-        return None
+    alone = [item for item in layers if item.unit and len(item.unit.members) == 1]
+    if not layers or (recipe.plan.fuse_convolutions == "auto" and len(layers) == len(alone) == 1):
+        return None  # a vision transformer convolves once, to cut the image into patches
     off = Decision(what="fuse_convolutions", on=False, why="switched off in the recipe")
     if recipe.plan.fuse_convolutions == "off":
         return off

@@ -48,8 +48,8 @@ class Network(nn.Module):
         return self.head(self.last(x).flatten(1))
 
 
-def planned(data: Dataset, folder: Path, **options: Any) -> Plan:
-    model = fl.load(Network(), data=data, size=8)
+def planned(data: Dataset, folder: Path, network: nn.Module | None = None, **options: Any) -> Plan:
+    model = fl.load(network or Network(), data=data, size=8)
     return plan(model, data, folder, **{"adapt": "head", "batch": 6, "cache": "off", "epochs": 1, "fuse_convolutions": "auto", **options})
 
 
@@ -78,6 +78,14 @@ def test_auto_takes_what_is_timed_faster(
     one = decision(made)
     assert one.on == on == bool(made.execution.products) and f"takes {then * 1e3:.1f} ms so, {now * 1e3:.1f} ms plainly" in one.why
     assert (one.saves_seconds > 0) == on
+
+
+def test_one_alone_is_not_worth_a_trial(digits: Dataset, tmp_path: Path) -> None:
+    """As in a vision transformer, which would be run as a whole for it."""
+    data, network = first_rows(digits, 24), nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(), nn.Linear(16, 10))
+    made = [planned(data, tmp_path / wish, fuse_convolutions=wish, network=network) for wish in ("on", "auto")]
+    assert decision(made[0]).on and len(made[0].execution.products) == 1
+    assert not any(one.what == "fuse_convolutions" for one in made[1].decisions) and not made[1].execution.products
 
 
 def test_not_where_all_learns_or_a_gradient_passes(digits: Dataset, tmp_path: Path) -> None:
