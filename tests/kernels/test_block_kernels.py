@@ -101,6 +101,23 @@ def test_under_autocast_rotated_numbers_have_the_type_that_attention_wants(monke
         assert torch.equal(output, rotary(x, angles.cos(), angles.sin()).bfloat16())
 
 
+@pytest.mark.parametrize("of_x", [WIDE, NARROW], ids=str)
+@pytest.mark.parametrize("of_angles", [WIDE, NARROW], ids=str)
+@pytest.mark.parametrize("narrowed", [False, True], ids=["", "autocast"])
+def test_gradients_of_rotations_come_back_in_the_type_of_what_was_rotated(
+    of_x: torch.dtype, of_angles: torch.dtype, narrowed: bool
+) -> None:
+    angles = numbers(1, 1, 20, 4).repeat(1, 1, 1, 2)
+    cos, sin, x = angles.cos().to(of_angles), angles.sin().to(of_angles), numbers(1, 3, 20, 8).to(of_x).requires_grad_()
+    with torch.autocast("cpu", dtype=NARROW, enabled=narrowed):
+        output = rotary(x, cos, sin)
+    assert output.dtype == (NARROW if narrowed else torch.promote_types(of_x, of_angles))
+    (gradient,) = torch.autograd.grad(output, x, torch.ones_like(output))
+    expected = rotary(torch.ones_like(x, dtype=torch.float64), cos.double(), -sin.double())
+    assert gradient.dtype == of_x
+    torch.testing.assert_close(gradient.double(), expected, rtol=2**-7, atol=2**-6)
+
+
 def test_rotations_that_it_does_not_compute() -> None:
     x, angles = numbers(2, 5, 40, 14), numbers(2, 1, 40, 14)
     assert block_kernels.rotates(x, angles, angles)
