@@ -6,25 +6,19 @@ whether it :func:`takes` their operands and compute them by PyTorch's passes whe
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from frostline.kernels import native
-from frostline.kernels.native import TYPES, at, sizes
+from frostline.kernels.native import CONTRACTED, TYPES, Library, at, sizes
 
-
-def why_slow() -> str | None:
-    """Why PyTorch computes these passes, in more time; None where C++ does."""
-    found = _library()
-    return found if isinstance(found, str) else None
+library = Library(Path(__file__).with_suffix(".cpp"), *CONTRACTED)
 
 
 def takes(*tensors: Tensor) -> bool:
     """Whether tensors like these are computed here."""
-    return all(tensor.device.type == "cpu" and tensor.dtype in TYPES for tensor in tensors) and isinstance(_library(), ctypes.CDLL)
+    return all(tensor.device.type == "cpu" and tensor.dtype in TYPES for tensor in tensors) and not library.missing
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -32,7 +26,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple
     float32 (…, 1)."""
     rows, weight = x.reshape(-1, x.shape[-1]).contiguous(), weight.float().contiguous()
     y, factors = torch.empty(rows.shape, dtype=dtype), torch.empty(len(rows))
-    run = _function("rms_norm", rows.dtype, dtype)
+    run = library.function("rms_norm", rows.dtype, dtype)
     run(at(rows), *sizes(rows), at(weight), ctypes.c_float(eps), at(y), at(factors))
     return y.view(x.shape), factors.view(*x.shape[:-1], 1)
 
@@ -41,7 +35,7 @@ def rms_norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, factors: Tensor) 
     """With respect to ``x``."""
     rows, grads, weight = (part.contiguous() for part in (x.reshape(-1, x.shape[-1]), grad, weight.float()))
     dx = torch.empty(rows.shape, dtype=x.dtype)
-    run = _function("rms_norm_gradient", rows.dtype, grads.dtype)
+    run = library.function("rms_norm_gradient", rows.dtype, grads.dtype)
     run(at(grads), at(rows), *sizes(rows), at(weight), at(factors), at(dx))
     return dx.view(x.shape)
 
@@ -50,7 +44,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, of one shape and type."""
     gate, up = gate.contiguous(), up.contiguous()
     y = torch.empty(gate.shape, dtype=gate.dtype)
-    _function("swiglu", gate.dtype)(at(gate), at(up), ctypes.c_int64(gate.numel()), at(y))
+    library.function("swiglu", gate.dtype)(at(gate), at(up), ctypes.c_int64(gate.numel()), at(y))
     return y
 
 
@@ -58,7 +52,7 @@ def swiglu_gradient(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     """With respect to ``gate`` and ``up``."""
     grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()
     of_gate, of_up = torch.empty(gate.shape, dtype=gate.dtype), torch.empty(gate.shape, dtype=gate.dtype)
-    _function("swiglu_gradient", gate.dtype)(at(grad), at(gate), at(up), ctypes.c_int64(gate.numel()), at(of_gate), at(of_up))
+    library.function("swiglu_gradient", gate.dtype)(at(grad), at(gate), at(up), ctypes.c_int64(gate.numel()), at(of_gate), at(of_up))
     return of_gate, of_up
 
 
@@ -80,7 +74,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int, dtype: torch.dtype) -
     of_rows = cos.stride(0) if cos.shape[0] > 1 else 0
     steps = [part.stride(axis) for part in (x, y) for axis in (0, token, head)]
     work = _Rotation(x.shape[0], x.shape[token], x.shape[head], x.shape[3], *steps, of_rows, cos.stride(token), float(sign))
-    _function("rotate", x.dtype, cos.dtype, dtype)(ctypes.byref(work), at(x), at(cos), at(sin), at(y))
+    library.function("rotate", x.dtype, cos.dtype, dtype)(ctypes.byref(work), at(x), at(cos), at(sin), at(y))
     return y
 
 
@@ -95,14 +89,3 @@ class _Rotation(ctypes.Structure):
 
 def _head_axis(cos: Tensor) -> int:
     return 1 if cos.shape[1] == 1 else 2
-
-
-def _function(name: str, *types: torch.dtype) -> Callable[..., None]:
-    library = _library()
-    assert isinstance(library, ctypes.CDLL), "what takes() was asked for"
-    return library["_".join(["frostline", name, *(TYPES[one] for one in types)])]
-
-
-def _library() -> ctypes.CDLL | str:
-    """Built and loaded at the first call; else why not."""
-    return native.library(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from frostline.kernels import native
-from frostline.kernels.native import TYPES, at, sizes
+from frostline.kernels.native import TYPES, VECTORISED, Library, at, sizes
+
+library = Library(Path(__file__).with_suffix(".cpp"), *VECTORISED)
 
 
 def takes(tensor: Tensor) -> bool:
     """Whether logits like this tensor are computed here."""
-    return tensor.device.type == "cpu" and tensor.dtype in TYPES and isinstance(_library(), ctypes.CDLL)
+    return tensor.device.type == "cpu" and tensor.dtype in TYPES and not library.missing
 
 
 def losses(logits: Tensor, labels: Tensor, nll: Tensor, correct: Tensor, log_sums: Tensor | None, *, slopes: bool) -> None:
@@ -34,11 +35,5 @@ def slopes(logits: Tensor, labels: Tensor, log_sums: Tensor, factors: Tensor) ->
 
 
 def _function(name: str, logits: Tensor) -> Callable[..., None]:
-    library = _library()
-    assert isinstance(library, ctypes.CDLL) and logits.is_contiguous(), "what takes() was asked for"
-    return library[f"frostline_{name}_{TYPES[logits.dtype]}"]
-
-
-def _library() -> ctypes.CDLL | str:
-    """Built and loaded at the first call; else why not."""
-    return native.library(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)
+    assert logits.is_contiguous(), "what takes() was asked for"
+    return library.function(name, logits.dtype)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,13 +43,29 @@ def load(source: Path, *options: str) -> ctypes.CDLL:
         raise OSError(str(error)) from error
 
 
-@functools.cache
-def library(source: Path, *options: str) -> ctypes.CDLL | str:
-    """As :func:`load`, asked for once; where it cannot be, why."""
-    try:
-        return load(source, *options)
-    except OSError as error:
-        return reason(error)
+class Library:
+    """The functions of a source, built and loaded when they are first asked for."""
+
+    def __init__(self, source: Path, *options: str) -> None:
+        self.source, self.options = source, options
+
+    @functools.cached_property
+    def found(self) -> ctypes.CDLL | str:
+        """It, or why it cannot be used."""
+        try:
+            return load(self.source, *self.options)
+        except OSError as error:
+            return reason(error)
+
+    @property
+    def missing(self) -> str | None:
+        """Why PyTorch computes instead, in more time; None where it does not."""
+        return self.found if isinstance(self.found, str) else None
+
+    def function(self, name: str, *types: torch.dtype) -> Any:
+        """``frostline_name`` with the names of its types. Ask only where nothing is missing."""
+        assert isinstance(self.found, ctypes.CDLL), "whoever calls asked whether it is there"
+        return self.found["_".join(["frostline", name, *(TYPES[one] for one in types)])]
 
 
 def at(tensor: torch.Tensor | None) -> ctypes.c_void_p:

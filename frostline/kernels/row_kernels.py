@@ -11,28 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from frostline.kernels import native
-from frostline.kernels.native import TYPES, at, sizes
+from frostline.kernels.native import TYPES, VECTORISED, Library, at, sizes
 
+library = Library(Path(__file__).with_suffix(".cpp"), *VECTORISED)
 SMALLEST = 1e-30
 """Of scales: rows and weights of zeros stay zeros."""
 _ROWS = 512
 """At a time in PyTorch, so that what lies between the passes stays in the processor's cache."""
 
 
-def why_slow() -> str | None:
-    """Why PyTorch computes these passes, in more time; None where C++ does."""
-    found = _library()
-    return found if isinstance(found, str) else None
-
-
 def quantise_rows(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
     """Of (rows, columns), float32 or bfloat16: unsigned steps around ``half + 1``, and scales, float32 (rows, 1), with
     x ≈ (steps - half - 1) · scale and ``half`` the largest step of each row."""
-    library, x = _library(), x.contiguous()
+    x = x.contiguous()
     steps, scales = torch.empty(x.shape, dtype=torch.uint8), torch.empty(len(x), 1)
-    if not isinstance(library, str) and x.dtype in TYPES:
-        run = library[f"frostline_quantise_{TYPES[x.dtype]}"]
+    if x.dtype in TYPES and not library.missing:
+        run = library.function("quantise", x.dtype)
         run(at(x), *sizes(x), ctypes.c_float(SMALLEST), ctypes.c_int(half), at(steps), at(scales))
         return steps, scales
     for start in range(0, len(x), _ROWS):
@@ -44,16 +38,10 @@ def quantise_rows(x: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 def scale_rows(y: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """``y`` (rows, columns), contiguous, times its row's scale, plus ``bias`` (columns), in place."""
-    library = _library()
-    if not isinstance(library, str) and y.dtype in TYPES:
+    if y.dtype in TYPES and not library.missing:
         bias = None if bias is None else bias.to(y.dtype).contiguous()
-        library[f"frostline_scale_{TYPES[y.dtype]}"](at(y), *sizes(y), at(scales), at(bias))
+        library.function("scale", y.dtype)(at(y), *sizes(y), at(scales), at(bias))
         return y
     for start in range(0, len(y), _ROWS):
         y[start : start + _ROWS].mul_(scales[start : start + _ROWS])
     return y if bias is None else y.add_(bias)
-
-
-def _library() -> ctypes.CDLL | str:
-    """Built and loaded at the first call; else why not."""
-    return native.library(Path(__file__).with_suffix(".cpp"), *native.VECTORISED)

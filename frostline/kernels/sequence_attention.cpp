@@ -21,11 +21,14 @@ constexpr int WIDTH = 16, ROWS = 8;
 constexpr int WIDTH = 8, ROWS = 4;
 #endif
 constexpr int STEP = 16;   // keys and features are padded to this
-constexpr int BLOCK = 32;  // queries at a time
+constexpr int BLOCK = 16;  // queries at a time
 
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 
 inline int64_t padded(int64_t count) { return (count + STEP - 1) / STEP * STEP; }
+
+// The length of a row of so many: an odd number of cache lines, since rows that lie a power of two apart push each other out of the cache
+inline int64_t spaced(int64_t count) { return padded(count) | STEP; }
 
 // c (R, V vectors) = or += a (R, depth) b (depth, V vectors)
 template <int R, int V>
@@ -105,6 +108,23 @@ struct Rule {
   }
   float keep() const { return 65536.0f / float(65536 - dropped); }
 };
+
+// Ask for rows that are read or written soon: heads of a token lie too far apart for the processor to foresee the next
+template <class T, int WRITE = 0>
+inline void fetch(const Operand<T>& of, int64_t token, int64_t head, int64_t count, int64_t size) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  for (int64_t r = 0; r < count; r++) {
+    for (int64_t c = 0; c < size; c += LINE) __builtin_prefetch(of.at(token + r, head) + c, WRITE);
+  }
+}
+
+// Of a query's operand: the block after the one that begins at `start`, of this head or, where there is one, of the next
+template <class T>
+inline void fetch_next(const Operand<T>& of, int64_t token, int64_t head, bool last_head, int64_t start, int64_t length, int64_t size) {
+  const bool last = start + BLOCK >= length;
+  const int64_t next = last ? 0 : start + BLOCK;
+  if (!last || !last_head) fetch(of, token + next, head + last, length - next < BLOCK ? length - next : BLOCK, size);
+}
 
 // Rows of numbers as float, with zeros up to `rows` and `columns`
 template <class T>
@@ -202,7 +222,7 @@ template <class T>
 void forward(
     const Operand<const T>& query, const Operand<const T>& key, const Operand<const T>& value, int64_t token, int64_t length, int64_t head, int64_t group,
     const Rule& rule, const Operand<T>& output, float* logs, int64_t tokens, float* scratch) {
-  const int64_t size = rule.size, features = padded(size), keys = padded(length);
+  const int64_t size = rule.size, features = padded(size), keys = spaced(length);
   float* of_keys = scratch;                     // (size, keys)
   float* values = of_keys + features * keys;    // (keys, features)
   float* queries = values + features * keys;    // (BLOCK, features)
@@ -215,6 +235,8 @@ void forward(
       const int64_t rows = length - start < BLOCK ? length - start : BLOCK, all = (rows + ROWS - 1) / ROWS * ROWS;
       const Seen seen(rule, start, rows, length);
       copy(query, token + start, h, rows, size, all, features, queries);
+      fetch<T, 1>(output, token + start, h, rows, size);
+      fetch_next(query, token, h, h + 1 == (head + 1) * group, start, length, size);
       multiply(all, seen.width, size, queries, features, 1, of_keys + seen.from, keys, scores, keys);
       float sums[BLOCK];
       for (int64_t r = 0; r < rows; r++) {
@@ -238,7 +260,7 @@ void backward(
     const Operand<const T>& grad, const Operand<const T>& query, const Operand<const T>& key, const Operand<const T>& value,
     const Operand<const T>& output, const float* logs, int64_t tokens, int64_t token, int64_t length, int64_t head, int64_t group, const Rule& rule,
     const Operand<T>& of_query, const Operand<T>& of_key, const Operand<T>& of_value, float* scratch) {
-  const int64_t size = rule.size, features = padded(size), keys = padded(length), matrix = features * keys;
+  const int64_t size = rule.size, features = padded(size), keys = spaced(length), matrix = features * keys;
   float *keys_across = scratch, *values_across = scratch + matrix, *key_rows = scratch + 2 * matrix;
   float *key_slopes = scratch + 3 * matrix, *value_slopes = scratch + 4 * matrix;
   float* queries = scratch + 5 * matrix;  // these three: (BLOCK, features)
@@ -256,12 +278,18 @@ void backward(
       const Seen seen(rule, start, rows, length);
       copy(query, token + start, h, rows, size, all, features, queries);
       copy(grad, token + start, h, rows, size, all, features, grads);
+      fetch(output, token + start, h, rows, size);
+      fetch<T, 1>(of_query, token + start, h, rows, size);
+      const bool last_head = h + 1 == (head + 1) * group;
+      fetch_next(query, token, h, last_head, start, length, size);
+      fetch_next(grad, token, h, last_head, start, length, size);
       multiply(all, seen.width, size, queries, features, 1, keys_across + seen.from, keys, scores, keys);
       multiply(all, seen.width, size, grads, features, 1, values_across + seen.from, keys, slopes, keys);
       for (int64_t r = 0; r < rows; r++) {
         const int64_t row = start + r;
         const T* out = output.at(token + row, h);
         float share = 0;
+#pragma omp simd reduction(+ : share)
         for (int64_t c = 0; c < size; c++) share += grads[r * features + c] * number(out[c]);
         to_slopes(
             scores + r * keys, slopes + r * keys, seen, rule, rule.first(row), rule.end(row, length), row_bits(rule, token + row, h),
@@ -325,7 +353,7 @@ extern "C" {
 // Floats that one thread works in, for a longest sequence
 int64_t frostline_attention_room(int64_t longest, int64_t size, int gradient) {
   const int64_t matrices = gradient ? 5 : 2, blocks = gradient ? 3 : 2, scores = gradient ? 2 : 1;
-  return padded(size) * (matrices * padded(longest) + blocks * BLOCK) + scores * BLOCK * padded(longest);
+  return padded(size) * (matrices * spaced(longest) + blocks * BLOCK) + scores * BLOCK * spaced(longest);
 }
 
 // in: query, key, value; out: output and logs (heads, tokens), the logarithms of the sums of exponentials

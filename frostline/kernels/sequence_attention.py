@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from frostline.kernels import native
 from frostline.kernels.dropout import STEPS, rounded
-from frostline.kernels.native import TYPES, at
+from frostline.kernels.native import CONTRACTED, TYPES, Library, at
 
+library = Library(Path(__file__).with_suffix(".cpp"), *CONTRACTED)
 _LARGEST_HEAD = 256
 
 
@@ -42,19 +42,13 @@ class SequenceRule:
     dropout: float = 0.0
 
 
-def why_slow() -> str | None:
-    """Why attention is PyTorch's, in more time; None where it is computed here."""
-    found = _library()
-    return found if isinstance(found, str) else None
-
-
 def takes(query: Tensor, key: Tensor, value: Tensor, sequences: int) -> bool:
     """Whether operands like these are computed here: on a CPU, in float32 or bfloat16, with work for every thread."""
     if query.device.type != "cpu" or not query.dtype == key.dtype == value.dtype or query.dtype not in TYPES:
         return False
     size, threads = query.shape[-1], torch.get_num_threads()
     fits = size == value.shape[-1] <= _LARGEST_HEAD and query.shape[1] % key.shape[1] == 0
-    return fits and sequences * key.shape[1] >= threads and isinstance(_library(), ctypes.CDLL)
+    return fits and sequences * key.shape[1] >= threads and not library.missing
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rule: SequenceRule) -> Tensor:
@@ -115,14 +109,13 @@ class _Work(ctypes.Structure):
 
 def _run(name: str, rule: SequenceRule, seed: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor], logs: Tensor) -> None:
     """Tensors are (tokens, heads, size)."""
-    library = _library()
-    assert isinstance(library, ctypes.CDLL), "what takes() was asked for"
     gradient = name == "differentiate"
     query, key = inputs[gradient], inputs[gradient + 1]
     tokens, heads, size = query.shape
     sequences, threads = _places(rule.lengths), torch.get_num_threads()
-    library.frostline_attention_room.restype = ctypes.c_int64
-    room = library.frostline_attention_room(ctypes.c_int64(max(rule.lengths)), ctypes.c_int64(size), ctypes.c_int(gradient))
+    measure = library.function("attention_room")
+    measure.restype = ctypes.c_int64
+    room = measure(ctypes.c_int64(max(rule.lengths)), ctypes.c_int64(size), ctypes.c_int(gradient))
     scratch = torch.empty(threads, room)
     what = _Rule(
         size=size, window=rule.window or 0, scaling=rule.scaling, causal=rule.causal,
@@ -132,7 +125,7 @@ def _run(name: str, rule: SequenceRule, seed: int, inputs: Sequence[Tensor], out
         rule=what, sequences=at(sequences), count=len(rule.lengths), tokens=tokens, key_heads=key.shape[1], group=heads // key.shape[1],
         scratch=at(scratch), room=room, threads=threads,
     )  # fmt: skip
-    library[f"frostline_{name}_{TYPES[query.dtype]}"](ctypes.byref(work), _operands(inputs), _operands(outputs), at(logs))
+    library.function(name, query.dtype)(ctypes.byref(work), _operands(inputs), _operands(outputs), at(logs))
 
 
 def _operands(tensors: Sequence[Tensor]) -> Any:
@@ -150,8 +143,3 @@ def _places(lengths: tuple[int, ...]) -> Tensor:
     sizes = torch.tensor(lengths)
     places = torch.stack([sizes.cumsum(0) - sizes, sizes], 1)
     return places[sizes.argsort(descending=True, stable=True)].contiguous()
-
-
-def _library() -> ctypes.CDLL | str:
-    """Built and loaded at the first call; else why not."""
-    return native.library(Path(__file__).with_suffix(".cpp"), *native.CONTRACTED)

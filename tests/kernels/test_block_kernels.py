@@ -13,7 +13,7 @@ from frostline.kernels.rms_norm import rms_norm
 from frostline.kernels.rotary import rotary
 from frostline.kernels.swiglu import swiglu
 
-pytestmark = pytest.mark.skipif(block_kernels.why_slow() is not None, reason=f"not built here: {block_kernels.why_slow()}")
+pytestmark = pytest.mark.skipif(block_kernels.library.missing is not None, reason=f"not built here: {block_kernels.library.missing}")
 
 NARROW, WIDE = torch.bfloat16, torch.float32
 SIZES = [(1, 3), (3, 5), (7, 33), (64, 576)]  # less than a vector, not a multiple of one, and enough for all threads
@@ -34,7 +34,7 @@ def both(compute: Callable[..., Tensor], operands: list[Tensor], grad: Tensor, m
     assert block_kernels.takes(*operands)
     ours = run(operands)
     with monkeypatch.context() as patch:
-        patch.setattr(block_kernels, "_library", lambda: "there is no C++ compiler")
+        patch.setattr(block_kernels.library, "found", "there is no C++ compiler")
         assert not block_kernels.takes(*operands)
         return [ours, run(operands), run([tensor.double() for tensor in operands])]
 
@@ -94,8 +94,8 @@ def test_rotary(
 
 def test_under_autocast_rotated_numbers_have_the_type_that_attention_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     x, angles = numbers(1, 3, 20, 8).bfloat16(), numbers(1, 1, 20, 4).repeat(1, 1, 1, 2)
-    for library in (block_kernels._library(), "there is no C++ compiler"):
-        monkeypatch.setattr(block_kernels, "_library", lambda library=library: library)
+    for found in (block_kernels.library.found, "there is no C++ compiler"):
+        monkeypatch.setattr(block_kernels.library, "found", found)
         with torch.autocast("cpu", dtype=NARROW):
             output = rotary(x, angles.cos(), angles.sin())
         assert torch.equal(output, rotary(x, angles.cos(), angles.sin()).bfloat16())

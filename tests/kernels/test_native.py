@@ -81,3 +81,15 @@ def test_nowhere_else(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="it is for Linux"):
         native.load(source)
+
+
+def test_a_library_is_built_once_and_says_what_is_missing(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = native.Library(source, "-DSEVEN=7")
+    assert library.missing is None and library.found.seven() == 7  # type: ignore[union-attr]
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert library.missing is None, "it is not asked for again"
+    other = native.Library(source, "-DSEVEN=9")
+    assert other.missing == other.found == "there is no C++ compiler"
+    with pytest.raises(AssertionError):
+        other.function("seven")

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from frostline.kernels import row_kernels
-from frostline.kernels.row_kernels import SMALLEST, quantise_rows, scale_rows, why_slow
+from frostline.kernels.row_kernels import SMALLEST, library, quantise_rows, scale_rows
 
 TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-needs_library = pytest.mark.skipif(why_slow() is not None, reason=f"not built here: {why_slow()}")
+needs_library = pytest.mark.skipif(library.missing is not None, reason=f"not built here: {library.missing}")
 
 
 def numbers(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -20,7 +19,7 @@ def numbers(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.fixture
 def in_pytorch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(row_kernels, "_library", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(library, "found", "there is no C++ compiler")
     return monkeypatch
 
 
@@ -43,8 +42,8 @@ def test_steps_are_the_nearest_and_scales_those_of_the_rows(dtype: torch.dtype, 
 def test_both_ways_are_equal(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, bias = numbers(*shape, dtype), numbers(*shape, dtype), numbers(1, shape[1], torch.float32)[0]
     found = []
-    for way in (row_kernels._library(), "in PyTorch"):
-        monkeypatch.setattr(row_kernels, "_library", lambda way=way: way)
+    for way in (library.found, "in PyTorch"):
+        monkeypatch.setattr(library, "found", way)
         steps, scales = quantise_rows(x, 127)
         found.append((steps, scales, scale_rows(y.clone(), scales, None), scale_rows(y.clone(), scales, bias.to(dtype))))
     for ours, plain in zip(*found, strict=True):
@@ -69,7 +68,7 @@ def test_of_other_types_too(in_pytorch: pytest.MonkeyPatch) -> None:
     steps, scales = quantise_rows(x.double(), 127)
     assert torch.equal(steps, quantise_rows(x, 127)[0])
     torch.testing.assert_close(scale_rows(x.double(), scales, None), (x * scales).double(), rtol=1e-6, atol=0)
-    assert why_slow() == "there is no C++ compiler"
+    assert library.missing == "there is no C++ compiler"
 
 
 @TYPES

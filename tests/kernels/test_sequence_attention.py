@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from frostline.kernels import sequence_attention
 from frostline.kernels.dropout import rounded
-from frostline.kernels.sequence_attention import SequenceRule, attend, takes
+from frostline.kernels.sequence_attention import SequenceRule, attend, library, takes
 
-pytestmark = pytest.mark.skipif(sequence_attention.why_slow() is not None, reason=f"not built here: {sequence_attention.why_slow()}")
+pytestmark = pytest.mark.skipif(library.missing is not None, reason=f"not built here: {library.missing}")
 
 LENGTHS = (70, 1, 33, 16, 100, 5)  # more and fewer than a block of queries, and than the numbers in a vector
 
@@ -163,5 +162,5 @@ def test_what_it_does_not_take(why: str, monkeypatch: pytest.MonkeyPatch) -> Non
     elif why == "two sizes":
         value = value[..., :16]
     else:
-        monkeypatch.setattr(sequence_attention, "_library", lambda: "there is no C++ compiler")
+        monkeypatch.setattr(library, "found", "there is no C++ compiler")
     assert not takes(query, key, value, 6)

@@ -7,7 +7,7 @@ would keep. Exact: the same sums in another order.
 
 from __future__ import annotations
 
-from frostline.kernels.block_kernels import why_slow
+from frostline.kernels import block_kernels
 from frostline.kernels.fused_blocks import FusedBlocks, find
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -22,7 +22,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     if recipe.plan.fuse_blocks == "off":
         execution.blocks = FusedBlocks()
         return Decision(what="fuse_blocks", on=False, why="switched off in the recipe")
-    slow = f"; in PyTorch's passes, which C++ would do in less time, but {reason}" if (reason := why_slow()) else ""
+    slow = f"; in PyTorch's passes, which C++ would do in less time, but {reason}" if (reason := block_kernels.library.missing) else ""
     return Decision(what="fuse_blocks", on=True, why=found + slow)
 
 

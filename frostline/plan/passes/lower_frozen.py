@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from frostline.data.loader import Batch, spread
-from frostline.kernels import int8_chain
+from frostline.kernels import int8_chain, row_kernels
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
 from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower, smoothing
-from frostline.kernels.row_kernels import why_slow
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -75,7 +74,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
     if smooth := sum(isinstance(products[item.name], SmoothedInt8Product) for item in kept):
         change += f"; outliers of {smooth} are smoothed"
-    if not all(item.convolves for item in kept) and (slow := why_slow()):
+    if not all(item.convolves for item in kept) and (slow := row_kernels.library.missing):
         change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),

@@ -12,7 +12,7 @@ import torch
 
 from frostline.data.encode import SplitSource
 from frostline.data.loader import epoch_batches
-from frostline.kernels.sequence_attention import why_slow
+from frostline.kernels.sequence_attention import library
 from frostline.kernels.unpad import can_unpad, unpad_deviation
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -44,7 +44,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     difference = unpad_deviation(execution.model, _few_rows(source))
     if not difference <= TOLERANCE:
         return decide(False, f"the blocks give other outputs without padding (they differ by {difference:.1e})")
-    slow = f"; PyTorch attends in groups of texts, which C++ would do in less time, but {reason}" if (reason := why_slow()) else ""
+    slow = f"; PyTorch attends in groups of texts, which C++ would do in less time, but {reason}" if (reason := library.missing) else ""
     return decide(True, f"{share:.0%} of a batch would be padding{slow}")
 
 
