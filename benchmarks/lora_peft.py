@@ -181,23 +181,32 @@ def compare(kind: str, options: argparse.Namespace, folder: Path) -> None:
 
 
 def _same(model: str, file: str, folder: Path, steps: int, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    from frostline.plan.machine import machine
-
     me = [sys.executable, __file__, "--side"]
     harness.last_json_line([*me, "adapter", model, file, str(folder / "adapter")])
     same = harness.last_json_line([*me, "ours", "chat", model, file, "fp32", str(steps), str(folder / "adapter")])
     gradient = harness.last_json_line([*me, "gradients", model, file, str(folder / "adapter")])
     theirs = runs["HF Trainer + PEFT"][0]["losses"]
     difference = max(abs(a - b) / a for a, b in zip(theirs, same["losses"]))
-    rates = {"fp32": machine().fp32_gflops, "bf16": machine().bf16_gflops}
-    reached = {name: [run["gflops"] for run in runs.get(f"Frostline {name}", [])] for name in rates}
-    shares = {name: harness.median(reached[name]) / rate for name, rate in rates.items() if reached[name]}
+    reached = {name: [run["gflops"] for run in runs.get(f"Frostline {name}", [])] for name in ("fp32", "bf16")}
+    rates = {name: round(_product_gflops(name)) for name, found in reached.items() if found}
     return {
-        "share_of_roofline": {name: f"{share:.0%}" for name, share in shares.items()},
+        "gflops_of_a_product_of_2048": rates,
+        "share_of_roofline": {name: f"{harness.median(reached[name]) / rate:.0%}" for name, rate in rates.items()},
         "losses_on_same_batches": f"peer {[round(x, 4) for x in theirs]}, Frostline {[round(x, 4) for x in same['losses']]}",
         "largest_relative_difference": f"{difference:.1e}",
         "first_gradients_differ": gradient["differences"],
     }
+
+
+def _product_gflops(name: str, side: int = 2048) -> float:
+    """Of a matrix product of ``side`` ³, the median of many: what a step that is nothing but products would run at."""
+    import torch
+
+    from frostline.plan.machine import usual_seconds
+
+    a, b = (torch.randn(side, side).to({"fp32": torch.float32, "bf16": torch.bfloat16}[name]) for _ in range(2))
+    with torch.inference_mode():
+        return 2e-9 * side**3 / usual_seconds(lambda: a @ b, budget=3, most=300)
 
 
 def main() -> None:
