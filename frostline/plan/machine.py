@@ -122,18 +122,20 @@ def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3
     return [min(times) for times in zip(*_rounds(works, budget, most))]
 
 
-def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10, once: float = 2) -> float:
-    """The median of the times that fit in ``budget`` seconds, after one run to warm up: what one of many will take, for a prediction.
-    A mean would let a single pause of the machine stand for them all. What takes ``once`` times the budget is run once: let something
-    like it have run before."""
-    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once))
+def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10, *, once: float = 1.2, warm: bool = False) -> float:
+    """The median of the times that fit in ``budget`` seconds, after one run to warm up where it is not ``warm``: what one of many will
+    take, for a prediction. A mean would let a single pause of the machine stand for them all. What takes more than ``once`` seconds is
+    run once: let something like it have run before."""
+    return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once, warm))
 
 
-def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int, once: float = 20) -> list[list[float]]:
+def _rounds(
+    works: Sequence[Callable[[], object]], budget: float, most: int, once: float | None = None, warm: bool = False
+) -> list[list[float]]:
     first = [_seconds(work) for work in works]
-    if sum(first) > once * budget * len(works):
+    if sum(first) > (20 * budget if once is None else once) * len(works):
         return [first]
-    rounds: list[list[float]] = []
+    rounds: list[list[float]] = [first] if warm else []
     while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:
         rounds.append([_seconds(work) for work in works])
     return rounds

@@ -6,6 +6,7 @@ What is measured is one batch before the frost line and one after it; the rest i
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
+_SHARE = 0.02  # of what a part takes in the whole run: what is timed again and again, after once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,11 @@ class Probe:
         return replace(self, **sizes)
 
 
-def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
-    """Measure the parts before and after the execution's frost line, or without one the whole; the module is left as it was found."""
+def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf) -> Probe:
+    """Measure the parts before and after the execution's frost line, or without one the whole; the module is left as it was found.
+
+    ``steps``: of the whole run. Of a short one less is timed, since what a prediction costs is a part of it too.
+    """
     source, line = execution.sources["train"], execution.line
     module = execution.model.module
     module.train()
@@ -68,13 +73,15 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
     with preserved(module):
         start = time.perf_counter()
         largest = _largest_output(execution, few)
-        sample = _affordable_sample(execution, few, batch, (time.perf_counter() - start) / len(few.rows), encode_row)
+        row = (time.perf_counter() - start) / len(few.rows)
+        sample = _affordable_sample(execution, few, batch, row, encode_row)
         prefix_row = 0.0
         if line is not None:
             borders: list[list[Tensor]] = []
-            prefix_row = usual_seconds(lambda: borders.append(execution.prefix(sample))) / len(sample.rows)
+            prefix_row = usual_seconds(lambda: borders.append(execution.prefix(sample)), _budget(source.rows * row)) / len(sample.rows)
             sample.border = tuple(borders[0])
-            rows = _affordable_rows(execution, sample, batch)
+            row = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
+            rows = min(batch, max(len(sample.rows), _affordable_rows(row)))
             sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
             sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
             sample.labels = _repeated(sample.labels, rows)
@@ -90,19 +97,20 @@ def probe(execution: Execution, loss: Loss, batch: int) -> Probe:
         scale, heavy_scale = (batch / (len(one.labels) if line is not None else len(one.rows)) for one in (sample, heavy))
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         saved = int(heavy_scale * heaviest * saved) + fixed
-        step = usual_seconds(lambda: _step(execution, sample, loss))
-        pair = (_first(sample, 3), sample)
+        pair, budget = (_first(sample, 3), sample), _budget(3 * steps * batch * row)
+        needed = None if source.lengths is not None else _step_needs(execution, loss, pair, batch)
+        step = usual_seconds(lambda: _step(execution, sample, loss), budget, warm=needed is not None)
         if source.lengths is not None:
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit() / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
-        needed = _step_needs(execution, loss, pair, batch)
+            needed = _step_needs(execution, loss, pair, batch)
         result = Probe(
             batch=batch,
             encode_row=encode_row,
             prefix_row=bend * width * prefix_row,
             step=bend * scale * width * step,
-            forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample)),
+            forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget, warm=True),
             saved_bytes=saved,
             transient_bytes=needed - saved if needed and needed > saved else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
@@ -131,14 +139,17 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float,
         positions = _positions(execution, source, batch)
         rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(np.abs(positions - positions.mean()).argmin())]
         row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
-    affordable = max(2, int(_SECONDS / (4 * row + encode_row + 1e-9)))
-    return source.encode(rows[spread(len(rows), affordable)], None)
+    return source.encode(rows[spread(len(rows), max(2, _affordable_rows(row, encode_row)))], None)
 
 
-def _affordable_rows(execution: Execution, sample: Batch, batch: int) -> int:
-    """How many rows can be timed from the frost line on, at most a batch and no fewer than there are."""
-    row = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
-    return min(batch, max(len(sample.rows), int(_SECONDS / (4 * row + 1e-9))))
+def _affordable_rows(row: float, encode_row: float = 0.0) -> int:
+    """How many rows can be timed; ``row``: seconds for one forward."""
+    return int(_SECONDS / (4 * row + encode_row + 1e-9))
+
+
+def _budget(seconds: float) -> float:
+    """For timing again and again what takes so long in the whole run."""
+    return min(0.6, max(0.01, _SHARE * seconds))
 
 
 def heaviest_rows(execution: Execution, batch: int, count: int = 3) -> Batch:
@@ -173,7 +184,7 @@ def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray) -
         made = source.encode(rows[index], None)
         if execution.line is not None:
             made.border = tuple(execution.prefix(made))
-        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=20)
+        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=0.8)
     usual, sizes = next(iter(known)), sorted(known)
     each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
     return float(each.sum() / (positions.sum() * known[usual] / usual))

@@ -58,6 +58,14 @@ def test_the_usual_time_is_a_median_without_the_first():
     assert 0.004 <= usual_seconds(lambda: time.sleep(next(spent)), budget=1.0, most=4) < 0.008
 
 
+def test_what_is_warm_is_timed_at_once_and_what_takes_long_is_run_once():
+    calls = []
+    work = lambda: (calls.append(1), time.sleep(0.004))  # noqa: E731
+    assert usual_seconds(work, budget=0.001, warm=True) >= 0.004 and len(calls) == 1
+    assert usual_seconds(work, budget=0.001) >= 0.004 and len(calls) == 3
+    assert usual_seconds(work, budget=1.0, once=0.003) >= 0.004 and len(calls) == 4
+
+
 def test_several_are_timed_in_turns():
     calls = []
     fast, slow = best_seconds_each([lambda: calls.append("fast"), lambda: (calls.append("slow"), time.sleep(0.002))], budget=0.01)

@@ -218,3 +218,15 @@ def test_the_peak_of_a_step_is_measured(texts, digits, tmp_path):
         actual = bytes_needed(lambda: probe_module._step(execution, heavy, mean_loss))  # noqa: B023
         assert found.saved_bytes + found.transient_bytes == pytest.approx(actual, rel=0.05)
         execution.model.module.zero_grad()
+
+
+def test_of_a_short_run_less_is_timed(digits, tmp_path, monkeypatch):
+    made = plan(cnn(digits), first_rows(digits, 40), tmp_path / "run", adapt="full")
+    step, steps = probe_module._step, []
+    monkeypatch.setattr(probe_module, "_step", lambda *args, **kwargs: (steps.append(1), step(*args, **kwargs), time.sleep(0.02)))
+    counts = []
+    for whole in (1.0, 1e6):
+        steps.clear()
+        assert probe(made.execution, mean_loss, 16, whole).step >= 0.02
+        counts.append(len(steps))
+    assert counts[0] == 4 < counts[1], "few rows twice, more once for their memory, and once for their time"

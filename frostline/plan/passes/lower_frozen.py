@@ -44,7 +44,7 @@ _BETTER = 0.7
 """A smoothed layer's error, against that of the same unsmoothed, from which smoothing is worth its pass over what comes in."""
 _FEW, _ROWS = 4, 32
 """Held-out rows that are looked at, at least and at most, as long as a pass of them takes about ``_SECONDS``."""
-_SECONDS = 0.5
+_SECONDS = 0.25
 
 
 def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], loss: Loss, steps: float) -> Decision | None:
