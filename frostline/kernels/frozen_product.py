@@ -34,8 +34,8 @@ class FrozenProduct(ABC):
         """Whether it multiplies numbers of this type."""
         return dtype in (torch.float32, torch.bfloat16)
 
-    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        """(rows, inputs) → (rows, outputs), a new tensor."""
+    def forward(self, rows: Any, bias: Tensor | None) -> Tensor:
+        """(rows, inputs) → (rows, outputs), a new tensor; rows, or what :meth:`multiply` takes for them."""
         return self.multiply(rows, self._form(transposed=False), bias)
 
     def gradient(self, grad: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class FrozenProduct(ABC):
         """The form of a contiguous matrix (outputs, inputs)."""
 
     @abstractmethod
-    def multiply(self, rows: Tensor, form: Any, bias: Tensor | None) -> Tensor: ...
+    def multiply(self, rows: Any, form: Any, bias: Tensor | None) -> Tensor: ...
 
     def drop_forms(self) -> None:
         """Give back their memory; they are made again where one is asked for."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,20 @@ def can_lower(weight: Tensor) -> bool:
 def largest_activation() -> int:
     """Of the unsigned activations of a product."""
     return 255 if torch.cpu._is_vnni_supported() else 127
+
+
+class QuantisedRows(NamedTuple):
+    """Rows as :func:`~frostline.kernels.row_kernels.quantise_rows` gives them."""
+
+    steps: Tensor
+    scales: Tensor
+    dtype: torch.dtype
+    """Of the rows, and of what comes out."""
+
+
+def quantised(rows: Tensor) -> QuantisedRows:
+    """Rounded once, for any number of products."""
+    return QuantisedRows(*quantise_rows(rows, largest_activation() // 2), rows.dtype)
 
 
 class Int8Form(NamedTuple):
@@ -64,11 +78,11 @@ class Int8Product(FrozenProduct):
         packed = torch.ops.onednn.qlinear_prepack(quantised, None)
         return Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
 
-    def multiply(self, rows: Tensor, form: Int8Form, bias: Tensor | None) -> Tensor:
-        half = largest_activation() // 2
-        steps, scales = quantise_rows(rows, half)
+    def multiply(self, rows: Tensor | QuantisedRows, form: Int8Form, bias: Tensor | None) -> Tensor:
+        steps, scales, dtype = rows if isinstance(rows, QuantisedRows) else quantised(rows)
+        middle = largest_activation() // 2 + 1
         y = torch.ops.onednn.qlinear_pointwise(
-            steps, 1.0, half + 1, form.packed, form.scales, form.zeros, None, 1.0, 0, rows.dtype, "none", [], ""
+            steps, 1.0, middle, form.packed, form.scales, form.zeros, None, 1.0, 0, dtype, "none", [], ""
         )
         return scale_rows(y, scales, bias)
 
@@ -86,7 +100,7 @@ class SmoothedInt8Product(Int8Product):
         self.exponents = list(exponents)
         self._factors = torch.exp2(torch.tensor(self.exponents, dtype=torch.float32))
 
-    def forward(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, rows: Any, bias: Tensor | None) -> Tensor:
         return super().forward(rows * (1 / self._factors).to(rows.dtype), bias)
 
     def matrix(self, transposed: bool) -> Tensor:

@@ -28,6 +28,7 @@ from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
 from frostline.kernels.int8_chain import chained
 from frostline.kernels.lora_linear import fused
+from frostline.kernels.lora_siblings import sharing
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
 from frostline.kernels.unpad import unpadded
@@ -74,6 +75,8 @@ class Execution:
     """Whether the blocks of a transformer are computed for real tokens only."""
     fused: bool = False
     """Whether linear layers and their LoRA updates are computed as one function."""
+    siblings: list[list[str]] = field(default_factory=list)
+    """Of those layers, by their names, which read one input and are computed together."""
     blocks: FusedBlocks = field(default_factory=FusedBlocks)
     """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
@@ -230,9 +233,9 @@ class Execution:
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
         multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
-        chains = chained(module, self.products)
+        together, chains = sharing(module, self.siblings, self.products), chained(module, self.products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
-        with uncached, lora, blocks, attention, multiplied, convolved, chains, first, again:
+        with uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

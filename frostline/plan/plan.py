@@ -260,10 +260,10 @@ def _resumed(
     if "allocator" in on:
         allocator.propose(recipe)
     execution.pack = "pack" in on
-    execution.fused = "fuse_adapter" in on
     if "fuse_blocks" in on:
         fuse_blocks.fuse(execution)
     settings = {decision.what: decision.settings for decision in forced if decision.on}
+    execution.fused, execution.siblings = "fuse_adapter" in on, settings.get("fuse_adapter", {}).get("siblings", [])
     work = _work(recipe, model, execution.sources)
     layers = frozen_layers(execution, work.batch)
     prepack_frozen.pack(execution, layers, settings.get("prepack_frozen", {}))

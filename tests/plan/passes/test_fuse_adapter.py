@@ -19,7 +19,7 @@ from frostline.kernels.lora_linear import fused, lora_linear
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.passes.fuse_adapter import propose
-from frostline.plan.plan import Plan
+from frostline.plan.plan import Plan, plan_recipe
 from frostline.recipe import PlanRecipe, Recipe
 from tests.plan import small
 from tests.plan.small import bert_with_lora, llama
@@ -168,3 +168,16 @@ def test_blocks_that_are_recomputed_in_the_backward_pass(talks: Dataset, tmp_pat
         found.append({name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()), msg=name)
+
+
+def test_layers_that_read_one_input_are_computed_together_and_a_run_that_goes_on_does_the_same(talks: Dataset, tmp_path: Path) -> None:
+    made = plan(llama(talks), talks, tmp_path, adapt={"method": "lora", "rank": 3, "targets": ["all-linear"]}, batch=6, cache="off")
+    found, said = made.execution.siblings, decision(made)
+    attention, block = (
+        [f"model.layers.0.{name}_proj" for name in names]
+        for names in (["self_attn.q", "self_attn.k", "self_attn.v"], ["mlp.gate", "mlp.up"])
+    )
+    assert found[:2] == [attention, block] and said is not None and said.settings == {"siblings": found}
+    assert said.why.endswith(f"; {5 * len(found) // 2} read their input in groups, {len(found)} times")
+    again = plan_recipe(made.recipe, made.model, talks, forced=made.decisions)
+    assert again.execution.siblings == found and again.execution.fused
