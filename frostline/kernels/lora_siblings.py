@@ -104,8 +104,8 @@ def find_siblings(module: nn.Module, run: Callable[[], object]) -> list[list[str
     """The names of the layers with LoRA that are called with one tensor while ``run`` runs, in the order of their calls."""
     seen: list[tuple[Tensor, int, list[str]]] = []  # the tensors are held: the next one would be another at the same address
 
-    def see(name: str, part: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
+    def see(name: str, part: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = next(iter([*args, *kwargs.values()]))
         if seen and seen[-1][0] is x and seen[-1][1] == x._version:
             seen[-1][2].append(name)
         else:
@@ -114,7 +114,7 @@ def find_siblings(module: nn.Module, run: Callable[[], object]) -> list[list[str
     with contextlib.ExitStack() as stack:
         for name, part in module.named_modules():
             if isinstance(part, LoRALinear) and not part.transposed:
-                stack.callback(part.register_forward_pre_hook(functools.partial(see, name)).remove)
+                stack.callback(part.register_forward_pre_hook(functools.partial(see, name), with_kwargs=True).remove)
         run()
     groups = [names for _, _, names in seen if len(set(names)) == len(names) > 1]
     return [names for names in groups if sum(bool(set(names) & set(other)) for other in groups) == 1]

@@ -2,7 +2,8 @@
 
 A batch stays (rows, width) with an attention mask. Before the first of the blocks the hidden states of real tokens are gathered
 into one row, (1, tokens, features); after the last they are put back, zeros where padding stood. Everything in between is
-computed for real tokens only: at chat lengths (log-normal) that is about half of a padded batch.
+computed for real tokens, and for the few that fill them up to a multiple where products want one: at chat lengths (log-normal) that
+is about half of a padded batch.
 
 What else a block is handed follows: tensors with a position axis (rotary angles, position ids) are gathered alike, so that
 positions restart with each sequence by themselves; masks and caches are left out. Attention is reached through the registry that
