@@ -89,8 +89,6 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
-            if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
-                bend = _bend(execution, loss, batch, positions)
             heavy = heaviest_rows(execution, batch)
             heaviest = float(positions.max()) / batch / _positions_of_row(execution, heavy)
             largest = _largest_output(execution, replace(heavy, border=None))
@@ -101,6 +99,8 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
         needed = None if source.lengths is not None else _step_needs(execution, loss, pair, batch)
         step = usual_seconds(lambda: _step(execution, sample, loss), budget, warm=needed is not None)
         if source.lengths is not None:
+            if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
+                bend = _bend(execution, loss, batch, positions, step)
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit() / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
@@ -164,30 +164,31 @@ def heaviest_rows(execution: Execution, batch: int, count: int = 3) -> Batch:
     return heavy
 
 
-def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray) -> float:
+def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray, step: float) -> float:
     """How many times as long an epoch takes as its batch of middling length would have it.
 
     A batch of long rows takes more than in proportion, for attention and where its numbers no longer fit in a cache, and so does a
-    light one, for its calls. One of middling length, the lightest, the heaviest and one between are timed, as far as they are
-    affordable, and the seconds of the others lie on straight lines between these.
+    light one, for its calls. Beside the middling one, which takes ``step`` seconds, the lightest, the heaviest and one between are timed,
+    as far as they are affordable, and the seconds of the others lie on straight lines between these.
     """
     source = execution.sources["train"]
     assert source.lengths is not None, "only texts have lengths"
     rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)
     middle, most = float(positions.mean()), float(positions.max())
-    known: dict[float, float] = {}
-    for wanted in (middle, float(positions.min()), (middle * most) ** 0.5, most):
+    usual = float(positions[np.abs(positions - middle).argmin()])
+    known = {usual: step}
+    for wanted in (float(positions.min()), (middle * most) ** 0.5, most):
         index = int(np.abs(positions - wanted).argmin())
         size = float(positions[index])
-        if size in known or (known and max(known.values()) * size / max(known) > _SECONDS):
+        if size in known or max(known.values()) * size / max(known) > _SECONDS:
             continue
         made = source.encode(rows[index], None)
         if execution.line is not None:
             made.border = tuple(execution.prefix(made))
-        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=0.8)
-    usual, sizes = next(iter(known)), sorted(known)
+        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=2 * _SECONDS)
+    sizes = sorted(known)
     each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
-    return float(each.sum() / (positions.sum() * known[usual] / usual))
+    return float(each.sum() / (positions.sum() * step / usual))
 
 
 def prefix_rows(source: SplitSource) -> int:
