@@ -48,8 +48,8 @@ class Probe:
     saved_bytes: int
     """Activations that the heaviest batch keeps for the backward pass."""
     transient_bytes: int
-    """What comes and goes beside them while the heaviest batch is computed; where it cannot be measured, the largest output of one
-    module, counted twice."""
+    """What comes and goes beside them while the heaviest batch is computed; where it cannot be measured, or most tensors are too small
+    to be counted, the largest output of one module, counted twice."""
     input_bytes: int
     """One encoded batch."""
 
@@ -112,7 +112,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
             step=bend * scale * width * step,
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget, warm=True),
             saved_bytes=saved,
-            transient_bytes=needed - saved if needed and needed > saved else int(2 * batch * heaviest * largest),
+            transient_bytes=max(0, needed - saved) if 2 * (needed or 0) > saved else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
@@ -152,12 +152,17 @@ def _budget(seconds: float) -> float:
     return min(0.6, max(0.01, _SHARE * seconds))
 
 
+def _heaviest(execution: Execution, batch: int) -> np.ndarray:
+    """The rows of the epoch's heaviest batch, which may be the last, of few but long texts; all rows where they are not texts."""
+    source = execution.sources["train"]
+    if source.lengths is None:
+        return np.arange(source.rows)
+    return epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
+
+
 def heaviest_rows(execution: Execution, batch: int, count: int = 3) -> Batch:
     """So many rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
-    source = execution.sources["train"]
-    rows = np.arange(source.rows)
-    if source.lengths is not None:
-        rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(_positions(execution, source, batch).argmax())]
+    source, rows = execution.sources["train"], _heaviest(execution, batch)
     heavy = source.encode(rows[spread(len(rows), count)], None)
     if execution.line is not None:
         heavy.border = tuple(execution.prefix(heavy))
@@ -269,7 +274,7 @@ def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], bat
     source = execution.sources["train"]
     texts = source.lengths is not None  # whose labels need not be one for each row; of images behind a line only they are repeated
     counts = [len(one.rows if texts else one.labels) for one in pair]
-    step = _bytes_needed(functools.partial(_step, execution, loss=loss), pair, counts, batch)
+    step = _bytes_needed(functools.partial(_step, execution, loss=loss), pair, counts, min(batch, len(_heaviest(execution, batch))))
     if step is None or execution.line is None:
         return step
     few = [heaviest_rows(execution, batch, count) if texts else source.encode(spread(source.rows, count), 0) for count in (2, 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,3 +231,16 @@ def test_of_a_short_run_less_is_timed(digits, tmp_path, monkeypatch):
         assert probe(made.execution, mean_loss, 16, whole).step >= 0.02
         counts.append(len(steps))
     assert counts[0] == 4 < counts[1], "few rows twice, more once for their memory, and once for their time"
+
+
+def test_the_heaviest_batch_may_have_few_rows(monkeypatch):
+    """Of ten texts in batches of eight the two long ones are the last batch: their memory is not counted as that of eight."""
+    source = SimpleNamespace(rows=10, lengths=np.array([1, 1, 100, 1, 1, 1, 1, 100, 1, 1]))
+    execution = SimpleNamespace(sources={"train": source}, pack=True, line=None)
+    heaviest = probe_module._heaviest(execution, 8)
+    assert source.lengths[heaviest].sum() == probe_module._positions(execution, source, 8).max() and len(heaviest) == 2
+    seen = []
+    monkeypatch.setattr(probe_module, "_bytes_needed", lambda work, pair, counts, rows: seen.append((counts, rows)))
+    few = SimpleNamespace(rows=heaviest[:1])
+    probe_module._step_needs(execution, mean_loss, (few, SimpleNamespace(rows=heaviest)), 8)
+    assert seen == [([1, 2], 2)]
