@@ -112,7 +112,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
             step=bend * scale * width * step,
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget, warm=True),
             saved_bytes=saved,
-            transient_bytes=max(0, needed - saved) if 2 * (needed or 0) > saved else int(2 * batch * heaviest * largest),
+            transient_bytes=max(0, needed - saved) if needed and 2 * needed > saved else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
         )
     for parameter in module.parameters():
