@@ -31,7 +31,7 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
     execution.siblings = _siblings(execution, plain)
     why = _counted(plain, layers)
     if execution.siblings:
-        why += f"; {sum(map(len, execution.siblings))} read their input in groups, {len(execution.siblings)} times"
+        why += f"; {sum(map(len, execution.siblings))} of them share an input, in {len(execution.siblings)} groups"
     return Decision(what="fuse_adapter", on=True, why=why, settings={"siblings": execution.siblings} if execution.siblings else {})
 
 

@@ -178,6 +178,6 @@ def test_layers_that_read_one_input_are_computed_together_and_a_run_that_goes_on
         for names in (["self_attn.q", "self_attn.k", "self_attn.v"], ["mlp.gate", "mlp.up"])
     )
     assert found[:2] == [attention, block] and said is not None and said.settings == {"siblings": found}
-    assert said.why.endswith(f"; {5 * len(found) // 2} read their input in groups, {len(found)} times")
+    assert said.why.endswith(f"; {5 * len(found) // 2} of them share an input, in {len(found)} groups")
     again = plan_recipe(made.recipe, made.model, talks, forced=made.decisions)
     assert again.execution.siblings == found and again.execution.fused
