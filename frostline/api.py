@@ -29,8 +29,9 @@ from frostline.models.model import Model
 from frostline.models.save import saved_folder
 from frostline.plan.cost import Cost
 from frostline.plan.decision import Decision
+from frostline.plan.options import plan_options
 from frostline.plan.passes.reference import needed
-from frostline.plan.plan import Plan, plan_options, plan_recipe
+from frostline.plan.plan import Plan, plan_recipe
 from frostline.progress import say, say_nothing
 from frostline.recipe import Recipe
 from frostline.train.loop import start, train_into
