@@ -135,6 +135,7 @@ def _out_of_range(recipe: Recipe) -> list[str]:
             "100",
         ),
         ("plan.micro_batch", recipe.plan.micro_batch, recipe.plan.micro_batch is None or recipe.plan.micro_batch >= 1, "1 or more", "8"),
+        ("plan.threads", recipe.plan.threads, recipe.plan.threads is None or recipe.plan.threads >= 1, "1 or more", "2"),
         ("adapt.every", adapt.every, adapt.method != "gradual" or adapt.every >= 1, "1 or more", "1"),
         ("data.size", recipe.data.size, recipe.data.size is None or recipe.data.size >= 1, "1 or more", "224"),
         ("data.workers", recipe.data.workers, recipe.data.workers is None or recipe.data.workers >= 0, "0 or more", "2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -39,6 +40,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def private_folder(name: str) -> Path:
+    """A folder of the cache for what will be run: only its owner may write there.
+
+    Raises OSError where others can.
+    """
+    folder = cache_folder() / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.stat()
+    if owner.st_uid != os.getuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"{str(folder)!r} can be written to by others, and what lies there would be run")
+    return folder
 
 
 def cache_folder() -> Path:

@@ -232,6 +232,10 @@ class PlanRecipe:
     """Compute blocks once more in the backward pass in place of keeping what they computed; auto: where memory would not do without."""
     micro_batch: int | None = None
     """Rows of a batch that are computed at a time; null: all where they fit in memory, else fewer. The step stays the batch's."""
+    compile_blocks: Literal["auto", "on", "off"] = "auto"
+    """Compute blocks by PyTorch's compiler; auto: in a long run, where a trial is faster so."""
+    threads: int | None = None
+    """Cores that compute a step; null: all, or fewer where a trial is faster so because the others load."""
     cache_limit_gb: float = 20.0
     """Most disk that the store may take, in GB."""
 

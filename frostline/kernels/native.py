@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 
-from frostline.files import cache_folder
+from frostline.files import private_folder
 
 _PASSES = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp")
 VECTORISED = (*_PASSES, "-ffp-contract=off")
@@ -90,11 +89,7 @@ def _built(source: Path, options: tuple[str, ...]) -> Path:
     about = repr((torch.__version__, compiler, options, os.uname().machine, _processor()))
     text = b"".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
     key = hashlib.sha256(text + about.encode()).hexdigest()[:20]
-    folder = cache_folder() / "native"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    owner = folder.stat()
-    if owner.st_uid != os.getuid() or owner.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"{str(folder)!r} can be written to by others, and what lies there would be run")
+    folder = private_folder("native")
     path = folder / f"{source.stem}-{key}.so"
     if not path.exists():
         root = Path(torch.__file__).parent

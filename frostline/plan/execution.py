@@ -21,6 +21,7 @@ from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
 from frostline.kernels.attention import with_wide_gradients
 from frostline.kernels.caches import without_caches
+from frostline.kernels.compiled_blocks import Functions, compiling
 from frostline.kernels.first_token import FirstToken, reading_first
 from frostline.kernels.frozen_convolution import convolving
 from frostline.kernels.frozen_linear import multiplying
@@ -87,6 +88,10 @@ class Execution:
     """Blocks that are computed once more in the backward pass, by their names."""
     micro_batch: int | None = None
     """Rows of a batch that are computed at a time; None: all."""
+    compiled: Functions = field(default_factory=dict)
+    """What PyTorch's compiler has made of blocks, by their names."""
+    threads: int | None = None
+    """Cores that compute a step, where not all do."""
     line: FrostLine | None = None
     """Set where the prefix is read from stores."""
     stores: dict[str, PrefixStore] = field(default_factory=dict)
@@ -206,6 +211,16 @@ class Execution:
         with self.autocast(), self.kernels():
             yield
 
+    @contextlib.contextmanager
+    def on_its_threads(self) -> Iterator[None]:
+        """Within, products are computed on as many cores as the plan says."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
     def backward(self, loss: Tensor) -> None:
         """As ``loss.backward()``; blocks that are recomputed are computed as they were."""
         with self.kernels():
@@ -235,7 +250,8 @@ class Execution:
         multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
         together, chains = sharing(module, self.siblings, self.products), chained(module, self.products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
-        with uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
+        made = compiling(module, self.compiled)
+        with made, uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -117,9 +117,9 @@ def best_seconds(work: Callable[[], object], budget: float = 0.3, most: int = 10
     return best_seconds_each([work], budget, most)[0]
 
 
-def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3, most: int = 1000) -> list[float]:
+def best_seconds_each(works: Sequence[Callable[[], object]], budget: float = 0.3, most: int = 1000, *, warm: bool = False) -> list[float]:
     """The same of several, in turns: a machine whose speed wanders would favour one of two that are timed one after the other."""
-    return [min(times) for times in zip(*_rounds(works, budget, most))]
+    return [min(times) for times in zip(*_rounds(works, budget, most, 20 * budget, warm))]
 
 
 def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 10, *, once: float = 1.2, warm: bool = False) -> float:
@@ -129,11 +129,9 @@ def usual_seconds(work: Callable[[], object], budget: float = 0.6, most: int = 1
     return statistics.median(seconds for (seconds,) in _rounds([work], budget, most, once, warm))
 
 
-def _rounds(
-    works: Sequence[Callable[[], object]], budget: float, most: int, once: float | None = None, warm: bool = False
-) -> list[list[float]]:
+def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int, once: float, warm: bool) -> list[list[float]]:
     first = [_seconds(work) for work in works]
-    if sum(first) > (20 * budget if once is None else once) * len(works):
+    if sum(first) > once * len(works):
         return [first]
     rounds: list[list[float]] = [first] if warm else []
     while sum(map(sum, rounds)) < budget * len(works) and len(rounds) < most:

@@ -32,6 +32,7 @@ from frostline.plan.passes import (
     cache_prefix,
     channels_last,
     checkpoint_activations,
+    compile_blocks,
     first_token,
     fuse_adapter,
     fuse_blocks,
@@ -43,6 +44,7 @@ from frostline.plan.passes import (
     precision,
     prepack_frozen,
     reference,
+    threads,
 )
 from frostline.plan.probe import Probe, probe, take_an_empty_step
 from frostline.recipe import Recipe
@@ -184,6 +186,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         execution.pack = False
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
+    on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
     resident = resident_bytes()
     room, occupied = memory_limit() + resident, resident - free_bytes()
 
@@ -192,7 +195,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
     divided = micro_batch.propose(recipe, execution, work.batch, lambda rows: peak(measured.of_rows(rows)), room)
-    others += [made for made in (again, divided) if made]
+    compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
+    others += [made for made in (on_cores, again, divided, compiled) if made]
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     needed = measured.of_rows(execution.micro_batch or work.batch)
     disk = (stored or 0) + _run_bytes(data, work)
@@ -231,6 +235,8 @@ def _resumed(
         execution.first_token = FirstToken(**names)
     execution.recomputed = settings.get("checkpoint_activations", {}).get("blocks", [])
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
+    execution.compiled = compile_blocks.compile_blocks(model.module, settings.get("compile_blocks", {}).get("blocks", []))
+    execution.threads = settings.get("threads", {}).get("threads")
     lower_frozen.lower(execution, layers, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
         source = execution.sources["train"]

@@ -68,7 +68,7 @@ def train_into(run: Run, plan: Plan, recorder: Recorder, *, say: Say = say_nothi
     """Train in a run's folder, from the recorder's last checkpoint on. Raises TrainingStopped, Interrupted."""
     epochs = plan.recipe.train.epochs
     plan.execution.say = say
-    with in_use(run), stop_on_interrupt(run.folder, say) as stop:
+    with in_use(run), stop_on_interrupt(run.folder, say) as stop, plan.execution.on_its_threads():
         if plan.execution.line is not None:
             fill_stores(plan.recipe, plan.execution, quiet, stop.stop_before_training)
         # Before the weights become those of a checkpoint.
