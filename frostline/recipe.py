@@ -234,6 +234,8 @@ class PlanRecipe:
     """Rows of a batch that are computed at a time; null: all where they fit in memory, else fewer. The step stays the batch's."""
     compile_blocks: Literal["auto", "on", "off"] = "auto"
     """Compute blocks by PyTorch's compiler; auto: in a long run, where a trial is faster so."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Keep frozen weights in mapped files, which take memory only where there is enough; auto: where the run would not fit otherwise."""
     threads: int | None = None
     """Cores that compute a step; null: all, or fewer where a trial is faster so because the others load."""
     cache_limit_gb: float = 20.0

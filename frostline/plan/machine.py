@@ -15,11 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from frostline.files import cache_folder, write_atomically
+from frostline.plan.container import container_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +64,8 @@ def memory_limit() -> int:
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         pass  # not Linux: physical memory is the best that is known
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            free = min(free, int(Path(limit_file).read_text()) - int(Path(used_file).read_text()))
-        except (OSError, ValueError):
-            continue  # no such limit
-    return free
+    room = container_room()
+    return free if room is None else min(free, room)
 
 
 def resident_bytes() -> int:

@@ -40,6 +40,7 @@ from frostline.plan.passes import (
     label_logits,
     lower_frozen,
     micro_batch,
+    offload,
     pack,
     precision,
     prepack_frozen,
@@ -196,12 +197,14 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
     divided = micro_batch.propose(recipe, execution, work.batch, lambda rows: peak(measured.of_rows(rows)), room)
     compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
-    others += [made for made in (on_cores, again, divided, compiled) if made]
-    parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     needed = measured.of_rows(execution.micro_batch or work.batch)
+    offloaded = offload.propose(recipe, execution, peak(needed) - room)
+    others += [made for made in (on_cores, again, divided, compiled, offloaded.decision) if made]
+    parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
+    parts |= offload.seconds(work, offloaded)
     disk = (stored or 0) + _run_bytes(data, work)
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
-    _refuse_what_cannot_fit(recipe, predicted)
+    _refuse_what_cannot_fit(recipe, predicted, offloaded.bytes)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
     parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored)}
     thaw(model, recipe.adapt, 0)
@@ -237,6 +240,8 @@ def _resumed(
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     execution.compiled = compile_blocks.compile_blocks(model.module, settings.get("compile_blocks", {}).get("blocks", []))
     execution.threads = settings.get("threads", {}).get("threads")
+    if "offload" in on:
+        offload.map_weights(list(offload.frozen_weights(model.module).values()))
     lower_frozen.lower(execution, layers, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:
         source = execution.sources["train"]
@@ -337,10 +342,10 @@ def _refuse_single_rows(recipe: Recipe, execution: Execution) -> None:
             ) from error
 
 
-def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost) -> None:
-    room = memory_limit() + resident_bytes()
-    if predicted.peak_bytes > room:
+def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost, offloaded: int) -> None:
+    room, needed = memory_limit() + resident_bytes(), predicted.peak_bytes - offloaded
+    if needed > room:
         raise RecipeError(
-            f"the run would need {predicted.peak_bytes / 1e9:.1f} GB of memory and {room / 1e9:.1f} GB are free. "
+            f"the run would need {needed / 1e9:.1f} GB of memory and {room / 1e9:.1f} GB are free. "
             f"Try train.batch={max(1, recipe.train.batch // 2)} train.accumulate={2 * recipe.train.accumulate}, or adapt=head"
         )
