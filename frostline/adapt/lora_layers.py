@@ -84,14 +84,17 @@ class Lora(Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         if self.off or not self.active:
             return self.base(x)
-        pieces = self.pieces()
-        if self.kernel is not None and len(pieces) == 1 and pieces[0].is_plain():
-            piece = pieces[0]
-            return self.kernel(x, self.base.weight, self.base.bias, piece.lora_A, piece.lora_B, piece.scaling)
+        if self.kernel is not None and (only := self.only_update()) is not None:
+            return self.kernel(x, self.base.weight, self.base.bias, only.lora_A, only.lora_B, only.scaling)
         plain = result = self.base(x)
-        for piece in pieces:
+        for piece in self.pieces():
             result = result + piece.contribution(x, plain)
         return result
+
+    def only_update(self) -> Lora | None:
+        """The one update that is on, where there is one and it is plain: no DoRA, PiSSA or dropout."""
+        pieces = [] if self.off else self.pieces()
+        return pieces[0] if len(pieces) == 1 and pieces[0].is_plain() else None
 
     def contribution(self, x: Tensor, plain: Tensor) -> Tensor:
         """What the adapter adds to ``plain``, the base's output."""

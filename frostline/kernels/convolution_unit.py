@@ -136,7 +136,10 @@ def noticing(module: nn.Module, convolutions: Iterable[str]) -> Iterator[dict[st
 
 def proven(module: nn.Module, units: Mapping[str, ConvolutionUnit], run: Callable[[], object]) -> bool:
     """Whether the network gives the same to the last bit where each convolution computes its unit, and the norms and activations pass on
-    what they get. That shows that nobody else reads what lies between; all that enters any other layer is compared."""
+    what they get. That shows that nobody else reads what lies between; all that enters any other layer is compared. Nothing lies
+    between where each unit is a convolution alone."""
+    if all(len(unit.members) == 1 for unit in units.values()):
+        return True
     inside = {id(part) for unit in units.values() for part in unit.members}
     others = [part for part in module.modules() if id(part) not in inside and not list(part.children())]
 

@@ -38,9 +38,9 @@ def lora_siblings(
 ) -> tuple[Tensor, ...]:
     """``x`` (…, inputs); of each layer its base and bias (outputs,), which get no gradient, ``a`` (rank, inputs) and ``b`` (outputs,
     rank) → (…, outputs) of each."""
-    (wide,) = cast(x)
+    (x,) = cast(x)  # type: ignore[assignment]
     bases = [cast(base)[0] if isinstance(base, Tensor) else base for base in bases]  # type: ignore[misc]
-    return _LoraSiblings.apply(wide, (bases, cast(*biases), scalings), *a, *b)
+    return _LoraSiblings.apply(x, (bases, cast(*biases), scalings), *a, *b)
 
 
 class _LoraSiblings(Function):
@@ -157,9 +157,10 @@ class _Shared:
         return alone(x, *operands) if found is None else found
 
     def _all(self, x: Tensor) -> tuple[Tensor, ...]:
-        pieces, (wide,) = [layer.pieces()[0] for layer in self.layers], cast(x)
+        pieces: list[Any] = [layer.only_update() for layer in self.layers]
+        (given,) = cast(x)
         bases: list[Any] = [
-            product if product is not None and product.takes(wide.dtype) else layer.base.weight  # type: ignore[union-attr]
+            product if product is not None and product.takes(given.dtype) else layer.base.weight  # type: ignore[union-attr]
             for layer, product in zip(self.layers, self.products, strict=True)
         ]
         biases, scalings = [layer.base.bias for layer in self.layers], [piece.scaling for piece in pieces]
@@ -168,6 +169,4 @@ class _Shared:
 
 
 def _is_frozen_but_for_one_update(layer: LoRALinear) -> bool:
-    pieces = [] if layer.off else layer.pieces()
-    learns = any(parameter.requires_grad for parameter in layer.base.parameters(recurse=False))
-    return len(pieces) == 1 and pieces[0].is_plain() and not learns
+    return layer.only_update() is not None and not any(parameter.requires_grad for parameter in layer.base.parameters(recurse=False))
