@@ -189,7 +189,7 @@ def test_what_is_needed_of_many_rows_lies_on_a_line_through_few_and_more(digits,
     """A part of it is there for any number of rows, as weights that are laid out anew."""
     seen = []
 
-    def needed(run):
+    def needed(run, device):
         run()
         return 1_000_000 + 50_000 * seen[-1]
 
@@ -204,7 +204,7 @@ def test_what_is_needed_of_many_rows_lies_on_a_line_through_few_and_more(digits,
     assert probe_module._bytes_needed(work, (probe_module._first(three, 2), three), (2, 3), 16) == 1_000_000 + 16 * 50_000
     assert seen == [2, 2, 3], "once before, for what stays"
     assert probe_module._bytes_needed(work, (three, three), (3, 3), 6) == 2 * 1_150_000
-    monkeypatch.setattr(probe_module, "bytes_needed", lambda run: None)
+    monkeypatch.setattr(probe_module, "bytes_needed", lambda *_: None)
     assert probe_module._bytes_needed(work, (three, three), (3, 3), 16) is None
 
 
