@@ -18,11 +18,10 @@
 namespace {
 
 const c10::Device device(c10::DeviceType::PrivateUse1, 0);
-constexpr size_t total = size_t(8) << 30;
 
 // What lives in its memory, and the most that did.
 std::mutex lock;
-int64_t live = 0, peak = 0;
+int64_t live = 0, peak = 0, total = int64_t(8) << 30;
 std::atomic<int64_t> waits{0};
 
 struct Block {
@@ -43,9 +42,9 @@ void release(void* context) {
 struct Memory final : c10::DeviceAllocator {
   c10::DataPtr allocate(size_t size) override {
     if (size == 0) return {nullptr, device};
-    void* place = std::aligned_alloc(64, (size + 63) / 64 * 64);
-    TORCH_CHECK_WITH(OutOfMemoryError, place != nullptr, "the stand-in device is out of memory");
     std::lock_guard<std::mutex> guard(lock);
+    TORCH_CHECK_WITH(OutOfMemoryError, live + int64_t(size) <= total, "the stand-in device is out of memory");
+    void* place = std::aligned_alloc(64, (size + 63) / 64 * 64);
     live += size;
     peak = std::max(peak, live);
     return {place, new Block{place, int64_t(size)}, &release, device};
@@ -67,7 +66,10 @@ struct Memory final : c10::DeviceAllocator {
     std::lock_guard<std::mutex> guard(lock);
     peak = live;
   }
-  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex) override { return {total - live, total}; }
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex) override {
+    std::lock_guard<std::mutex> guard(lock);
+    return {size_t(total - live), size_t(total)};
+  }
 };
 
 Memory memory;
@@ -331,3 +333,5 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
 }  // namespace
 
 extern "C" int64_t stand_in_waits() { return waits; }
+
+extern "C" void stand_in_has(int64_t bytes) { total = bytes; }

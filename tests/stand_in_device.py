@@ -13,6 +13,7 @@ A device is registered for the whole process, which then has an accelerator: onl
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import shutil
@@ -20,6 +21,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -58,8 +60,7 @@ def register(library: Path) -> torch.device:
     torch._register_device_module(NAME, module)
     torch.ops.load_library(library)
     torch.utils.generate_methods_for_privateuse1_backend()
-    # Of CUDA and MPS a parameter stays itself where its module is taken there; of other devices it is replaced, and tied ones come apart.
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    torch.nn.Module.to = functools.partialmethod(_to, torch.nn.Module.to)  # type: ignore[assignment]
     return torch.device(NAME, 0)
 
 
@@ -68,6 +69,21 @@ def waits(library: Path) -> int:
     count = ctypes.CDLL(str(library)).stand_in_waits
     count.restype = ctypes.c_int64
     return int(count())
+
+
+def let_it_have(library: Path, count: int) -> None:
+    """Give it so many bytes of memory; it runs out beyond them."""
+    ctypes.CDLL(str(library)).stand_in_has(ctypes.c_int64(count))
+
+
+def _to(self: torch.nn.Module, plain: Any, *args: Any, **options: Any) -> torch.nn.Module:
+    """As for CUDA and MPS: a parameter stays itself where its module is taken there. For other devices PyTorch makes new ones, and tied
+    ones come apart."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return plain(self, *args, **options)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
 
 
 def _compiler() -> str:

@@ -88,6 +88,7 @@ def main(library: Path, place: Path) -> dict[str, Any]:
         except Exception:
             results[name] = {"error": traceback.format_exc()}
     results["texts"] |= _in_bf16(place)
+    results["short"] = _short_of_memory(place, library, device)
     results["waits"] = stand_in_device.waits(library)
     return results
 
@@ -140,6 +141,33 @@ def _in_bf16(place: Path) -> dict[str, list[float]]:
     make = texts(place / "bf16")
     runs = {name: fl.train(make(place / "bf16" / name, precision="bf16", epochs=1, device=name), quiet=True) for name in ("cpu", "auto")}
     return {f"bf16_{name}": _losses(run) for name, run in runs.items()}
+
+
+def _short_of_memory(place: Path, library: Path, device: torch.device) -> dict[str, Any]:
+    """Where the device has too little for a batch: known before the run, and found out in it."""
+    data = fl.prepare(small.review_rows(), task="text-classification", seed=0, workers=0)
+
+    def make(name: str, **options: Any) -> Plan:
+        model = fl.load("transformer", data=data, width=64, depth=2, dropout=0.0)
+        return plan(model, data, place / name, **{"lr": 1e-3, "pack": "off", "cache": "off", **options})
+
+    here = fl.train(make("enough", device="cpu"), quiet=True)
+    before = machine.resident_bytes(device)
+    needed = make("whole").predicted.peak_bytes - before
+    room = machine.resident_bytes(device) + int(0.8 * needed)
+    stand_in_device.let_it_have(library, room)
+    planned = make("pieces")
+    in_pieces = fl.train(planned, quiet=True)
+    stand_in_device.let_it_have(library, 2**33)
+    surprised = make("halves")
+    stand_in_device.let_it_have(library, machine.resident_bytes(device) + int(0.6 * needed))
+    in_halves = fl.train(surprised, quiet=True)
+    stand_in_device.let_it_have(library, 2**33)
+    return {
+        "losses": [_losses(run) for run in (here, in_pieces, in_halves)],
+        "rows": [planned.execution.micro_batch, surprised.execution.micro_batch],
+        "peak": in_pieces.cost["actual"]["peak_bytes"] / room,
+    }
 
 
 def _of_itself(device: torch.device) -> dict[str, Any]:
