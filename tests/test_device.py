@@ -85,8 +85,8 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """What the runs of stand_in_runs.py gave."""
     if reason := stand_in_device.unavailable():
         pytest.skip(reason)
-    library = stand_in_device.built(request.config.cache.mkdir("stand_in_device"))
-    place = tmp_path_factory.mktemp("stand-in")
+    place, cache = tmp_path_factory.mktemp("stand-in"), getattr(request.config, "cache", None)  # none with -p no:cacheprovider
+    library = stand_in_device.built(cache.mkdir("stand_in_device") if cache is not None else place)
     command = [sys.executable, "-m", "tests.stand_in_runs", str(library), str(place)]
     environment = {**os.environ, "FROSTLINE_CACHE": str(place / "cache"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
