@@ -263,7 +263,7 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
         if storage.data_ptr() not in parameters:
             group = casts if tuple(tensor.shape) in shapes and tensor.dtype != torch.float32 else kept
             group[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold the function that keeps it, and the two, and the weights, would never go
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()

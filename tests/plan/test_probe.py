@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +28,19 @@ def mean_loss(logits, labels):
 def probed(data, tmp_path, model, adapt, batch=16):
     made = plan(model, data, tmp_path / "run", adapt=adapt, cache="on")
     return probe(made.execution, mean_loss, batch), made.execution.line
+
+
+def test_a_network_that_was_weighed_can_go():
+    """Softmax keeps its own output: handed back as it is, it would hold what holds it, and all before that."""
+
+    def weighed():
+        module = nn.Sequential(nn.Linear(3, 4), nn.Softmax(1))
+        assert _saved_bytes(lambda: module(torch.ones(2, 3)).sum(), module)[0] > 0
+        return weakref.ref(module[0].weight)
+
+    weight = weighed()
+    gc.collect()
+    assert weight() is None
 
 
 def test_it_leaves_the_network_as_it_was(digits, tmp_path):

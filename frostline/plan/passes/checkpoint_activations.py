@@ -108,7 +108,7 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             found.setdefault(storage.data_ptr(), (inside[-1], storage.nbytes()))
-        return tensor
+        return tensor.detach()  # as in plan/probe.py
 
     def enter(name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values(), *part.buffers()) if isinstance(value, torch.Tensor)]
