@@ -10,6 +10,7 @@ from pathlib import Path
 
 from frostline.data.clean import CLASSIFICATION
 from frostline.data.dataset import Dataset, Schema
+from frostline.device import missing
 from frostline.errors import RecipeError
 from frostline.models.load import option_conflicts
 from frostline.recipe import AdaptRecipe, AugmentRecipe, DataRecipe, Recipe, TrainRecipe
@@ -69,7 +70,8 @@ def conflicts(recipe: Recipe, schema: Schema, data: Dataset) -> list[str]:
 
 def conflicts_of_recipe(recipe: Recipe) -> list[str]:
     """What can be said before the data is read."""
-    return [*_out_of_range(recipe), *_of_another_method(recipe), *_taken(recipe)]
+    nowhere = missing(recipe.train.device)
+    return [*_out_of_range(recipe), *_of_another_method(recipe), *([nowhere] if nowhere else []), *_taken(recipe)]
 
 
 def _of_another_method(recipe: Recipe) -> list[str]:

@@ -293,6 +293,8 @@ class TrainRecipe:
     """Validation metric that chooses the checkpoint that is kept; the task's first one (accuracy, or loss for numbers) when not given."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """auto: bf16 where this machine measures faster with it."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the network is computed; auto: on a GPU where PyTorch finds one, else on the processor."""
     checkpoint_every: int | None = None
     """Also write a checkpoint every so many steps; always one at the end of an epoch."""
 

@@ -15,11 +15,13 @@ from tests import small
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
-    """Stores and calibrations of a test stay its own; the calibration is a fixed one, so that no test measures."""
+    """Stores and calibrations of a test stay its own; the calibration is a fixed one, so that no test measures. No test finds a GPU."""
+    from frostline import device
     from frostline.plan import machine
 
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(machine, "_measure", lambda: MACHINE)
+    monkeypatch.setattr(device, "accelerator", lambda: None)
     return
 
 
@@ -127,12 +129,14 @@ def text_run(reviews: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def _trained(out: Path, data: Path, options: list[str]) -> Iterator[Path]:
+    from frostline import device
     from frostline.cli import main
     from frostline.plan import machine
 
     with pytest.MonkeyPatch.context() as patch:  # made before a test's own cache is
         patch.setenv("FROSTLINE_CACHE", str(out.parent / "cache"))
         patch.setattr(machine, "_measure", lambda: MACHINE)
+        patch.setattr(device, "accelerator", lambda: None)
         assert main(["train", str(data), *options, "--out", str(out), "--quiet"]) == 0
     yield out
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import frostline as fl
+from frostline import device
 from frostline.conflicts import conflicts, refuse_conflicts
 from frostline.data.dataset import Dataset
 from frostline.errors import RecipeError
@@ -154,6 +155,12 @@ def test_a_plan_of_another_method_leaves_the_numbers_of_the_first(texts: Dataset
     assert fl.plan(model, texts, adapt="head").recipe.adapt == Recipe().with_values({"adapt": "head"}).adapt
     with pytest.raises(RecipeError, match=r"adapt\.rank got 4, which only adapt=lora, vera reads, and adapt\.method is 'full'"):
         fl.plan(model, texts, adapt={"method": "full", "last": 2, "rank": 4})
+
+
+def test_a_device_that_is_not_there(texts: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "accelerator", lambda: None)
+    (found,) = conflicts(Recipe().with_values({"train.device": "cuda"}), texts.schema, texts)
+    assert found.startswith("train.device got 'cuda', expected") and found.endswith("finds no GPU. Use: train.device=auto")
 
 
 def test_r2_needs_labels_that_differ() -> None:

@@ -182,7 +182,7 @@ def _check_base_copy(model: Model, key: str, tensor: Tensor, folder: Path) -> No
     """PEFT writes the weight of an embedding that is a target, too."""
     name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
     own = base_state(model).get(name)
-    if own is None or own.shape != tensor.shape or not torch.equal(own.to(tensor.dtype), tensor):
+    if own is None or own.shape != tensor.shape or not torch.equal(own.cpu().to(tensor.dtype), tensor):
         raise ModelError(f"{str(folder)!r} is an adapter for another base: {name!r} differs. Load the base that it was trained on")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from frostline.data.dataset import Schema, labels_tensor
 from frostline.data.loader import Encode, Encoded, spread
 from frostline.data.preprocess import ImagePreprocess, TextPreprocess
+from frostline.device import CPU
 from frostline.errors import DataError
 from frostline.recipe import AugmentRecipe, DataRecipe
 
@@ -23,7 +24,7 @@ _ROWS, _MOST_UNKNOWN = 64, 0.2
 
 @dataclass(kw_only=True)
 class SplitSource:
-    """How to make batches of one split."""
+    """How to make batches of one split; rows, labels and lengths of the whole stay with the processor."""
 
     table: pa.Table
     schema: Schema
@@ -39,9 +40,19 @@ class SplitSource:
     views: int | None = None
     """Random views of each image that training takes in turn; None: images as they are, or changed anew in every epoch."""
 
+    device: torch.device = CPU
+    """Where its batches are."""
+
     @property
     def rows(self) -> int:
         return self.table.num_rows
+
+    def to(self, device: torch.device) -> SplitSource:
+        """Itself; from now on whoever makes a batch takes it there."""
+        if device != self.device:
+            encode, self.device = self.encode, device
+            self.encode = lambda rows, epoch: encode(rows, epoch).to(device)
+        return self
 
     @cached_property
     def labels(self) -> Tensor:

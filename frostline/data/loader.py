@@ -10,12 +10,13 @@ import collections
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from frostline.data.randomness import generator
+from frostline.device import moved
 
 _BATCHES_SORTED_TOGETHER = 32
 
@@ -35,6 +36,18 @@ class Batch:
     """float64 (rows, 2): what the frozen reference gives for the chosen and the rejected answer; for preferences."""
     border: tuple[torch.Tensor, ...] | None = None
     """What the frozen prefix gives for these rows, where it was cached; None: the prefix has to be run."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same where the network is; ``rows`` stay, which stores and tables are asked by."""
+        if device == self.labels.device:
+            return self
+        return replace(
+            self,
+            inputs={name: moved(value, device) for name, value in self.inputs.items()},
+            labels=moved(self.labels, device),
+            reference=None if self.reference is None else moved(self.reference, device),
+            border=None if self.border is None else tuple(moved(tensor, device) for tensor in self.border),
+        )
 
 
 def spread(rows: int, count: int) -> np.ndarray:

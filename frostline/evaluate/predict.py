@@ -21,6 +21,7 @@ from frostline.data.preprocess import ImagePreprocess, TextPreprocess
 from frostline.data.tag_encoder import encode_words, joined
 from frostline.data.tagged_text import divide
 from frostline.data.text_encoder import encode_texts
+from frostline.device import device_of
 from frostline.errors import DataError, ModelError, RecipeError
 from frostline.evaluate.answers import WRITING, answer
 from frostline.evaluate.inputs import Item, Reading, read_items
@@ -155,7 +156,7 @@ def _predict_some(shower: Show, items: list[Item]) -> list[dict[str, Any]]:
 
 def _scores(model: Model, inputs: dict[str, Tensor]) -> np.ndarray:
     schema = model.card.schema
-    device = next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
+    device = device_of(model.module)
     with evaluating(model.module), torch.inference_mode():
         logits = logits_of(model.module(**{name: tensor.to(device) for name, tensor in inputs.items()}))
         return get_task(schema.task).scores(schema, logits, None).cpu().numpy()

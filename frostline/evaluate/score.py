@@ -10,6 +10,7 @@ import torch
 from frostline.data.dataset import Schema
 from frostline.data.encode import SplitSource
 from frostline.data.loader import load, plain_batches
+from frostline.device import device_of
 from frostline.kernels.outputs import outputs_of
 from frostline.models.model import Model, evaluating
 from frostline.plan.passes.reference import reference_of
@@ -26,9 +27,9 @@ def score_split(model: Model, schema: Schema, source: SplitSource, batch: int, q
     batches = plain_batches(source.rows, batch, source.lengths)
     parts, rows = [], []
     with evaluating(model.module), torch.inference_mode(), progress(total=source.rows, label="evaluate", quiet=quiet) as bar:
-        for item in load(source.encode, batches, None, os.cpu_count() or 1):
+        for item in load(source.to(device_of(model.module)).encode, batches, None, os.cpu_count() or 1):
             item.reference = reference_of(task, model, item) if reference else None
-            parts.append(task.scores(schema, outputs_of(task, model, item), item.labels))
+            parts.append(task.scores(schema, outputs_of(task, model, item), item.labels).cpu())
             rows.append(item.rows)
             bar.update(len(item.rows))
     return torch.cat(parts)[torch.cat(rows).argsort()].numpy()

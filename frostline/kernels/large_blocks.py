@@ -14,6 +14,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from frostline.device import CPU
+from frostline.device import bytes_needed as of_device
 from frostline.kernels import native
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -39,9 +43,11 @@ def use_large_blocks() -> str | None:
     return None
 
 
-def bytes_needed(run: Callable[[], object]) -> int | None:
+def bytes_needed(run: Callable[[], object], device: torch.device = CPU) -> int | None:
     """Most bytes of large tensors that lived at once while this ran, beyond those that lived before; None where these do not come from
-    here. What oneDNN lays out for itself counts as well."""
+    here. What oneDNN lays out for itself counts as well. Of a GPU, PyTorch's own count."""
+    if device.type != "cpu":
+        return of_device(run, device)
     if not _used:
         return None
     before = int(_used[0].frostline_live_bytes())
@@ -49,6 +55,7 @@ def bytes_needed(run: Callable[[], object]) -> int | None:
     return int(_used[0].frostline_peak_bytes()) - before
 
 
-def free_bytes() -> int:
-    """Memory of this process that tensors had and the next ones will take; part of what is resident."""
-    return int(_used[0].frostline_free_bytes()) if _used else 0
+def free_bytes(device: torch.device = CPU) -> int:
+    """Memory of this process that tensors had and the next ones will take; part of what is resident. Of a GPU none: it is not counted
+    as taken."""
+    return int(_used[0].frostline_free_bytes()) if _used and device.type == "cpu" else 0

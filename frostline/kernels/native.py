@@ -69,6 +69,7 @@ class Library:
 
 def at(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """Where its numbers lie; null for none."""
+    assert tensor is None or tensor.device.type == "cpu", "these functions read the host's memory"
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.adapt.virtual import find as find_virtual_tokens
+from frostline.device import finest
 from frostline.errors import ModelError
 from frostline.kernels.attention import AttentionRule, varlen_attention
 from frostline.kernels.caches import configs, is_cache
@@ -146,10 +147,10 @@ def unpad_deviation(model: Model, inputs: Mapping[str, Tensor]) -> float:
     """
     real = inputs["attention_mask"].bool()
     with evaluating(model.module):
-        padded = _last_output(model, inputs)[real].double()
+        padded = finest(_last_output(model, inputs)[real])
         try:
             with unpadded(model.module, model.blocks, real):
-                ours = _last_output(model, inputs)[real].double()
+                ours = finest(_last_output(model, inputs)[real])
         except (ModelError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # each architecture fails in its own way
             return float("inf")
     deviation = float((padded - ours).abs().max() / padded.abs().max().clamp_min(1e-30))

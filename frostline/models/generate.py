@@ -193,19 +193,19 @@ def _until(tokens: list[int], stop: Sequence[int]) -> list[int]:
 
 def _decode(module: Seq2Seq, state: DecoderState, wish: _Wish, room: int) -> list[list[int]]:
     """The LSTM's own loop: one step for all rows and beams together."""
-    rows, beams = len(state.real), wish.beams
-    state = state.pick(torch.arange(rows).repeat_interleave(beams))
-    written = torch.full((rows * beams, 1), wish.start or 0)
-    scores = torch.full((rows, beams), -torch.inf)
+    rows, beams, device = len(state.real), wish.beams, state.real.device
+    state = state.pick(torch.arange(rows, device=device).repeat_interleave(beams))
+    written = torch.full((rows * beams, 1), wish.start or 0, device=device)
+    scores = torch.full((rows, beams), -torch.inf, device=device)
     scores[:, 0] = 0.0  # all beams are the same at first
-    ended = torch.zeros(rows * beams, dtype=torch.bool)
-    stop = torch.tensor(wish.stop or (-1,))
+    ended = torch.zeros(rows * beams, dtype=torch.bool, device=device)
+    stop = torch.tensor(wish.stop or (-1,), device=device)
     for _ in range(room):
         hidden, state = module.model.decode(written[:, -1:], state)
         logits = module.lm_head(hidden[:, 0])
         if wish.temperature > 0:
             token = torch.multinomial((logits / wish.temperature).softmax(-1), 1)[:, 0]
-            origin = torch.arange(len(token))
+            origin = torch.arange(len(token), device=device)
         else:
             token, origin, scores = _best(logits.log_softmax(-1), scores, written, ended, wish)
             state = state if beams == 1 else state.pick(origin)
@@ -214,7 +214,7 @@ def _decode(module: Seq2Seq, state: DecoderState, wish: _Wish, room: int) -> lis
         ended = ended[origin] | torch.isin(token, stop)
         if ended.all():
             break
-    best = (scores / _lengths(written, stop).view(rows, beams)).argmax(1) + torch.arange(rows) * beams
+    best = (scores / _lengths(written, stop).view(rows, beams)).argmax(1) + torch.arange(rows, device=device) * beams
     return written[best, 1:].tolist()
 
 
@@ -227,7 +227,7 @@ def _best(logs: Tensor, scores: Tensor, written: Tensor, ended: Tensor, wish: _W
     logs = torch.where(ended[:, None], only_pad, logs)
     total = (scores.view(-1, 1) + logs).view(rows, beams * vocabulary)
     top, place = total.topk(beams)
-    origin = (place // vocabulary + torch.arange(rows)[:, None] * beams).view(-1)
+    origin = (place // vocabulary + torch.arange(rows, device=place.device)[:, None] * beams).view(-1)
     return (place % vocabulary).view(-1), origin, top
 
 

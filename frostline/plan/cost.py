@@ -11,7 +11,7 @@ proof of a stored row in each epoch, and the saved model, which is read back and
 thread has taken, so its seconds are divided by half of the cores only.
 
 Memory is highest while the saved model is read back, into memory that the steps had taken (activations, temporaries, batches that
-wait), with the file's pages beside it.
+wait), with the file's pages beside it. Of a GPU it is its own memory that is meant, where there is no program and no file.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Work:
     """What learns, and the optimiser's state."""
     model_bytes: int = 0
     """The saved model."""
+    host: bool = True
+    """Whether the network is computed in the host's memory, where files are read; else in a GPU's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +113,11 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
 
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
-    """Peak resident memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
+    """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
     step = probe.saved_bytes + passing_bytes(probe, workers)
+    if not work.host:
+        return resident + max(state + step, work.model_bytes)
     return resident + int(_RUNNING) + state + max(step, work.model_bytes) + work.model_bytes + mapped_bytes(stored_bytes)
 
 

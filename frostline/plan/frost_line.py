@@ -317,7 +317,7 @@ def resume_from_border(module: nn.Module, line: FrostLine, inputs: Inputs, borde
             tensor = stored.get((call, position))
             if tensor is None:
                 shape = [rows, width if seen.per_token[position] else example.shape[1], *example.shape[2:]] if example.dim() > 1 else [rows]
-                tensor = empty(shape, example.dtype, fill)
+                tensor = empty(shape, example.dtype, border[0].device, fill)
             tensors.append(tensor)
         return _rebuild(seen, tensors)
 
@@ -325,15 +325,17 @@ def resume_from_border(module: nn.Module, line: FrostLine, inputs: Inputs, borde
         return logits_of(module(**inputs))
 
 
-def empty(shape: Any, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
+def empty(shape: Any, dtype: torch.dtype, device: torch.device, fill: float = 0.0) -> Tensor:
     """A tensor of the given shape that takes no memory: one number, expanded. ``fill`` counts for floating types only."""
-    number = torch.full((1,) * len(shape), fill if dtype.is_floating_point else 0, dtype=dtype)
+    number = torch.full((1,) * len(shape), fill if dtype.is_floating_point else 0, dtype=dtype, device=device)
     return number.expand(tuple(shape))
 
 
 def without_pixels(inputs: Inputs, fill: float = 0.0) -> Inputs:
     """The inputs with every floating tensor (pixels) replaced by an empty one; token ids and masks stay."""
-    return {name: empty(value.shape, value.dtype, fill) if value.is_floating_point() else value for name, value in inputs.items()}
+    return {
+        name: empty(value.shape, value.dtype, value.device, fill) if value.is_floating_point() else value for name, value in inputs.items()
+    }
 
 
 def _deviation(module: nn.Module, line: FrostLine, inputs: Inputs, plain: Tensor, calls: Mapping[Call, _Recorded], seed: int) -> float:

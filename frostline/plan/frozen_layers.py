@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.data.loader import spread
 from frostline.data.token_rows import IGNORED
+from frostline.device import device_of
 from frostline.kernels.convolution_unit import ConvolutionUnit, noticing, proven
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.models.model import evaluating
@@ -75,10 +76,10 @@ class FrozenLayer:
 
 
 def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
-    """The layers that a few rows pass through; ``batch``: rows of a training batch."""
+    """The layers that a few rows pass through; ``batch``: rows of a training batch. On a GPU none: the forms are the processor's."""
     module, source = execution.model.module, execution.sources["train"]
     layers = _frozen(module)
-    if not layers:
+    if not layers or device_of(module).type != "cpu":
         return []
     few = source.encode(spread(source.rows, 3), None)
     convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]

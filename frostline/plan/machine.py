@@ -14,12 +14,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from frostline.device import CPU, allocated_bytes, available_bytes, name_of, wait
 from frostline.files import cache_folder, write_atomically
 from frostline.plan.container import container_room
+
+_GPU_SIDE = 4096
+"""Of the matrices that a GPU's rate is measured with: smaller ones are multiplied in less time than it takes to ask for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +47,26 @@ class Machine:
         return "bf16" if self.bf16_gflops > 1.25 * self.fp32_gflops else "fp32"
 
 
-def machine(*, again: bool = False) -> Machine:
-    """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about two seconds."""
-    path = cache_folder() / f"machine-{fingerprint()}.json"
+def machine(device: torch.device = CPU, *, again: bool = False) -> Machine:
+    """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about two seconds.
+
+    ``device``: where networks are computed; of a GPU the products and the memory are its own, cores and disk the machine's.
+    """
+    path = cache_folder() / f"machine-{fingerprint(device)}.json"
     if not again:
         try:
             return Machine(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             pass  # not measured yet, or by an older version: measure
-    measured = _measure()
+    measured = _measure() if device.type == "cpu" else _measure_gpu(device, machine(again=again))
     write_atomically(path, json.dumps(asdict(measured), indent=1).encode())
     return measured
 
 
-def memory_limit() -> int:
-    """Bytes that this process may use: free memory, or less where a container's limit (cgroup) is lower."""
+def memory_limit(device: torch.device = CPU) -> int:
+    """Bytes that this process may use: free memory, or less where a container's limit (cgroup) is lower; of a GPU, of its memory."""
+    if device.type != "cpu":
+        return available_bytes(device)
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo") as file:
@@ -68,8 +77,10 @@ def memory_limit() -> int:
     return free if room is None else min(free, room)
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process now."""
+def resident_bytes(device: torch.device = CPU) -> int:
+    """Resident memory of this process now; of a GPU, what tensors take of its memory."""
+    if device.type != "cpu":
+        return allocated_bytes(device)
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -77,14 +88,15 @@ def resident_bytes() -> int:
         return 0
 
 
-def fingerprint() -> str:
-    """Of what the measurements depend on: processor, cores, threads, PyTorch."""
+def fingerprint(device: torch.device = CPU) -> str:
+    """Of what the measurements depend on: processor, cores, threads, PyTorch, and the GPU."""
     try:
         with open("/proc/cpuinfo") as file:
             lines = sorted({line for line in file if line.startswith(("model name", "flags", "cpu MHz")) and "MHz" not in line})
     except OSError:
         lines = [platform.processor()]
     text = "".join(lines) + f"{os.cpu_count()} {torch.get_num_threads()} {torch.__version__} {torch.cuda.is_available()}"
+    text += f" {name_of(device)}" if device.type != "cpu" else ""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -100,6 +112,16 @@ def _measure() -> Machine:
         disk_read_gb_per_s=read,
         disk_sync_seconds=sync,
     )
+
+
+def _measure_gpu(device: torch.device, host: Machine) -> Machine:
+    with torch.device(device):
+        try:
+            bf16 = _gemm_rate(torch.bfloat16, _GPU_SIDE)
+        except (RuntimeError, TypeError):  # an older one does not have it
+            bf16 = 0.0
+        fp32, memory = _gemm_rate(torch.float32, _GPU_SIDE), _memory_rate()
+    return replace(host, name=name_of(device), fp32_gflops=fp32, bf16_gflops=bf16, memory_gb_per_s=memory)
 
 
 def best_seconds(work: Callable[[], object], budget: float = 0.3, most: int = 1000) -> float:
@@ -133,8 +155,10 @@ def _rounds(works: Sequence[Callable[[], object]], budget: float, most: int, onc
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    wait()
     start = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - start
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from frostline.device import device_of
 from frostline.plan.decision import Decision
 from frostline.plan.machine import memory_limit, resident_bytes
 from frostline.plan.network_picture import STATE_NAMES, groups, network_svg, share_of, short, states, text, weight_of
@@ -67,7 +68,7 @@ def _tiles(plan: Plan) -> str:
     if cost.parts:
         tiles += [
             ("time 用时", _duration(cost.seconds), "predicted 预计"),
-            ("memory 内存", short(cost.peak_bytes, "B"), f"peak 峰值 · {short(_room(), 'B')} free 可用"),
+            ("memory 内存", short(cost.peak_bytes, "B"), f"peak 峰值 · {short(_room(plan), 'B')} free 可用"),
             ("disk 磁盘", short(cost.disk_bytes, "B"), "written 写入"),
         ]
     shown = "".join(
@@ -157,7 +158,7 @@ def _memory(plan: Plan) -> str:
     sizes = _memory_parts(plan)
     if not sizes:
         return ""
-    total, room, program = sum(sizes.values()), _room(), sizes.get("program", 0)
+    total, room, program = sum(sizes.values()), _room(plan), sizes.get("program", 0)
     colours = {name: f"m{index}" for index, name in enumerate(_MEMORY)}
     rows = [
         [f'<i class="{colours[name]}"></i> {text(_MEMORY[name])}', short(size, "B"), share_of(size, total)] for name, size in sizes.items()
@@ -196,8 +197,9 @@ def _memory_parts(plan: Plan) -> dict[str, int]:
     return {name: sizes[name] for name in _MEMORY if sizes.get(name, 0) > 0}
 
 
-def _room() -> int:
-    return max(1, memory_limit() + resident_bytes())
+def _room(plan: Plan) -> int:
+    device = device_of(plan.model.module)
+    return max(1, memory_limit(device) + resident_bytes(device))
 
 
 def _seconds(parts: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from frostline.adapt.groups import default_lr
 from frostline.adapt.quantize import QuantizedLinear
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
+from frostline.device import bring, choose, device_of, name_of
 from frostline.errors import DataError, RecipeError
 from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
@@ -108,10 +109,12 @@ class Plan:
         recipe, trained = self.recipe, self.execution.sources["train"].rows
         method = f"last {recipe.adapt.last}" if recipe.adapt.method == "last" else recipe.adapt.method
         batches = -(-trained // recipe.train.batch)
+        device = device_of(self.model.module)
+        on = "" if device.type == "cpu" else f", on {name_of(device)}"
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.predicted.parts.items(), key=lambda part: -part[1]))
         return "\n".join(
             [
-                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {method}",
+                f"Plan for {self.model.card.name}, {self.model.card.schema.task}: adapt {method}{on}",
                 table(["pass", "", "why", "saves", "costs"], rows),
                 f"parameters: {counts['all']:,}, of which {counts['learning']:,} ({share:.2f} %) learn",
                 "bytes: "
@@ -146,7 +149,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     method = resolve_method(model, recipe.adapt)
     lr = recipe.train.lr if recipe.train.lr is not None else default_lr(recipe.train, method, model.card.pretrained)
     recipe = recipe.with_values({"adapt.method": method, "train.lr": lr})
-    model = adapt(model, recipe.adapt, seed=recipe.seed)
+    model, device = adapt(model, recipe.adapt, seed=recipe.seed), choose(recipe.train.device)
+    bring(model.module, device)
     switched = switch_off_own(model.module)
     task = get_task(data.schema.task)
     execution = Execution(model=model, task=task, sources=_sources(recipe, model, data), workers=_workers(recipe))
@@ -158,8 +162,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     _refuse_single_rows(recipe, execution)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
     take_an_empty_step()
-    here = machine()
-    kept = allocator.propose(recipe)
+    here = machine(device)
+    kept = allocator.propose(recipe) if device.type == "cpu" else None
     types = precision.propose(recipe, here)
     execution.precision = "bf16" if types.on else "fp32"
     layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
@@ -188,8 +192,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
-    resident = resident_bytes()
-    room, occupied = memory_limit() + resident, resident - free_bytes()
+    resident = resident_bytes(device)
+    room, occupied = memory_limit(device) + resident, resident - free_bytes(device)
 
     def peak(probed: Probe) -> int:
         return max(resident, predict_peak_bytes(work, probed, occupied, execution.workers, stored_bytes=stored))
@@ -204,9 +208,9 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     parts |= offload.seconds(work, offloaded)
     disk = (stored or 0) + _run_bytes(data, work)
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
-    _refuse_what_cannot_fit(recipe, predicted, offloaded.bytes)
+    _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, room)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
-    parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored)}
+    parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
@@ -260,9 +264,10 @@ def _sources(recipe: Recipe, model: Model, data: Dataset) -> dict[str, SplitSour
     for name in ("train", "validation"):
         if name in data.splits:
             augment = recipe.data.augment if name == "train" and recipe.data.augment.random else None
-            sources[name] = split_source(
+            source = split_source(
                 data.splits[name], data.schema, model.card.preprocess, recipe=recipe.data, augment=augment, seed=recipe.seed, name=name
             )
+            sources[name] = source.to(device_of(model.module))
     truncated = [source.truncated for source in sources.values() if source.truncated is not None]
     lengths = [source.lengths for source in sources.values() if source.lengths is not None]
     if lengths:
@@ -301,6 +306,7 @@ def _work(recipe: Recipe, model: Model, sources: dict[str, SplitSource]) -> Work
         workers=_workers(recipe),
         checkpoint_bytes=kept + learning * 4 * (STATE_TENSORS[recipe.train.optimizer] + (recipe.train.ema is not None)),
         model_bytes=weights,
+        host=train.device.type == "cpu",
     )
 
 
@@ -342,8 +348,7 @@ def _refuse_single_rows(recipe: Recipe, execution: Execution) -> None:
             ) from error
 
 
-def _refuse_what_cannot_fit(recipe: Recipe, predicted: Cost, offloaded: int) -> None:
-    room, needed = memory_limit() + resident_bytes(), predicted.peak_bytes - offloaded
+def _refuse_what_cannot_fit(recipe: Recipe, needed: int, room: int) -> None:
     if needed > room:
         raise RecipeError(
             f"the run would need {needed / 1e9:.1f} GB of memory and {room / 1e9:.1f} GB are free. "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from frostline.adapt.wrapper import Wrapper
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
+from frostline.device import wait
 from frostline.kernels.large_blocks import bytes_needed
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
@@ -74,6 +75,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
         _forward(execution, few)  # what is built for a first pass is no part of the others
         start = time.perf_counter()
         largest = _largest_output(execution, few)
+        wait()
         row = (time.perf_counter() - start) / len(few.rows)
         sample = _affordable_sample(execution, few, batch, row, encode_row)
         prefix_row = 0.0
@@ -103,7 +105,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
             if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
                 bend = _bend(execution, loss, batch, positions, step)
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
-            whole = seconds <= _SECONDS and saved < memory_limit() / 4
+            whole = seconds <= _SECONDS and saved < memory_limit(few.labels.device) / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
             needed = _step_needs(execution, loss, pair, batch)
         result = Probe(
@@ -209,7 +211,7 @@ def _first(batch: Batch, rows: int) -> Batch:
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:
-    return tensor[torch.arange(rows) % tensor.shape[0]]
+    return tensor[torch.arange(rows, device=tensor.device) % tensor.shape[0]]
 
 
 def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
@@ -261,7 +263,7 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
         if storage.data_ptr() not in parameters:
             group = casts if tuple(tensor.shape) in shapes and tensor.dtype != torch.float32 else kept
             group[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would hold the function that keeps it, and the two, and the weights, would never go
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()
@@ -286,7 +288,7 @@ def _bytes_needed(work: Callable[[Batch], object], pair: Sequence[Batch], counts
     """Most bytes that live at once in the work on so many rows, on a straight line through the work on a pair of batches of fewer: a part
     is there for any number. None where it cannot be measured; small tensors are not counted."""
     work(pair[0])  # what is made once, as gradients and packed weights, is there from now on
-    few, more = (bytes_needed(functools.partial(work, batch)) for batch in pair)
+    few, more = (bytes_needed(functools.partial(work, batch), batch.labels.device) for batch in pair)
     if few is None or more is None:
         return None
     each = (more - few) / (counts[1] - counts[0]) if counts[1] > counts[0] else more / counts[1]

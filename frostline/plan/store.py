@@ -58,7 +58,8 @@ class PrefixStore:
 
     def write(self, rows: Tensor, tensors: Sequence[Tensor]) -> None:
         """Store a batch's border tensors, padding left out."""
-        for column, (item, array, tensor) in enumerate(zip(self.border, self.arrays, tensors, strict=True)):
+        here = [tensor.cpu() for tensor in tensors]
+        for column, (item, array, tensor) in enumerate(zip(self.border, self.arrays, here, strict=True)):
             if item.per_token:
                 where, mask = self._token_positions(rows, tensor.shape[1])
                 array[where] = tensor[mask]

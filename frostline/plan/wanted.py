@@ -28,7 +28,7 @@ _COSTS_NOTHING = (
     "seed", "out", "adapt.alpha", "adapt.alpha_pattern", "adapt.rslora", "adapt.lora_plus", "adapt.lr_decay",
     *(f"train.{name}" for name in (
         "lr", "momentum", "nesterov", "weight_decay", "schedule", "warmup", "clip", "class_weights", "label_smoothing",
-        "early_stopping", "best_by", "checkpoint_every",
+        "early_stopping", "best_by", "device", "checkpoint_every",
     )),
     *(f"data.{name}" for name in (
         "path", "train", "validation", "test", "input_column", "label_column", "group_column", "val", "test_share", "seed", "encoding",

@@ -69,7 +69,7 @@ def _similarities(vectors: Tensor, labels: Tensor) -> Tensor:
     numbers = labels[:, 1:].t().reshape(-1)
     alike = (numbers == labels[:, 1:2]) | (numbers == labels[:, :1])  # (rows, candidates)
     alike[:, :rows] |= labels[:, 0] == labels[:, :1]
-    alike[torch.arange(rows), torch.arange(rows)] = False
+    alike.diagonal().fill_(False)
     return (vectors[:, 0] @ candidates.t()).masked_fill(alike, -torch.inf)
 
 

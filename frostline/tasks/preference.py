@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.data.dataset import Schema
+from frostline.device import finest
 from frostline.recipe import TrainRecipe
 from frostline.tasks.losses import beta_of, loss_name
 from frostline.tasks.task import LossOptions, Task
@@ -76,7 +77,7 @@ class Answers:
 
 def answers(outputs: TokenScores) -> Answers:
     """The sums of each answer's tokens."""
-    logp = -outputs.row_sums(outputs.nll.double()).view(-1, 2)
+    logp = -outputs.row_sums(finest(outputs.nll)).view(-1, 2)
     tokens = torch.bincount(outputs.row, minlength=outputs.rows).view(-1, 2)
     reference = None if outputs.reference is None else outputs.reference.to(logp)
     return Answers(logp=logp, tokens=tokens, reference=reference)

@@ -63,7 +63,7 @@ class Ema:
                     f"average {name!r}: got shape {tuple(tensor.shape)}, which fits no weight of this model. "
                     "Resume with the recipe in the run's folder"
                 )
-        self.averages = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        self.averages = {name: tensor.detach().to(parameters[name].device, copy=True) for name, tensor in tensors.items()}
         self.updates = int(values["updates"])
 
     def _learning(self) -> Iterator[tuple[str, nn.Parameter]]:

@@ -112,7 +112,7 @@ def state_from_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor], valu
                 f"optimiser state: got {full_name!r}, but {name!r} does not learn in this run. Resume with the recipe in the run's folder"
             )
         part, parameter = parameters[name]
-        part.state[parameter][key] = _as_state(value, parameter, full_name) if isinstance(value, Tensor) else value
+        part.state[parameter][key] = _as_state(value, parameter, full_name, part) if isinstance(value, Tensor) else value
 
 
 def forget(optimizer: Optimizer) -> None:
@@ -122,15 +122,16 @@ def forget(optimizer: Optimizer) -> None:
         part.state.clear()
 
 
-def _as_state(value: Tensor, parameter: nn.Parameter, full_name: str) -> Tensor:
-    """A copy of its own, in the parameter's memory layout where it has the parameter's shape."""
+def _as_state(value: Tensor, parameter: nn.Parameter, full_name: str, part: torch.optim.Optimizer) -> Tensor:
+    """A copy of its own, in the parameter's memory layout where it has the parameter's shape. It is where the parameter is, but for a count
+    of steps, which fused kernels alone keep there."""
     if value.shape == parameter.shape and value.dim() > 0:
         return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
     if value.dim() not in (0, parameter.dim()) or any(side not in (1, full) for side, full in zip(value.shape, parameter.shape)):
         raise RunError(
             f"optimiser state: {full_name!r} got shape {tuple(value.shape)}, expected one for a weight of {tuple(parameter.shape)}"
         )
-    return value.detach().clone()
+    return value.detach().to(parameter.device if value.dim() or part.defaults.get("fused") else "cpu", copy=True)
 
 
 def _single(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Optimizer:

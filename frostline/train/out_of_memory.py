@@ -9,13 +9,13 @@ from frostline.errors import TrainingStopped
 from frostline.plan.passes.micro_batch import depends_on_the_batch, pieces
 from frostline.plan.plan import Plan
 
-_OF_THE_PROCESSOR = ("can't allocate memory", "not enough memory")
-"""What PyTorch's allocator for the processor says, in an error of no kind of its own."""
+_WORDS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+"""What PyTorch's allocators for the processor and for MPS say, in an error of no kind of its own."""
 
 
 def ran_out(error: RuntimeError) -> bool:
     """Whether memory is what was missing."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _OF_THE_PROCESSOR)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _WORDS)
 
 
 def halved(plan: Plan, group: list[Batch], epoch: int, step: int, kept: str) -> list[Batch]:

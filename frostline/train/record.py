@@ -16,6 +16,7 @@ from frostline.adapt.peft_files import save_adapter
 from frostline.adapt.peft_keys import PEFT_METHODS
 from frostline.adapt.rebuild import rebuild
 from frostline.data.preprocess import with_prompt
+from frostline.device import device_of
 from frostline.errors import ModelError, RunError
 from frostline.models.save import save_model
 from frostline.plan.cost import Cost
@@ -55,7 +56,7 @@ class Recorder:
         self.epoch_to_go_on_from = self.resumed[0].epoch if self.resumed else 0
         self.everything = plan.recipe.adapt.method == "gradual"
         self.kept = f"The last good checkpoint is {found[-1]}" if found else "No checkpoint was written yet."
-        reset_peak()
+        reset_peak(device_of(plan.model.module))
 
     @property
     def folder(self) -> Path:
@@ -146,7 +147,9 @@ class Recorder:
         self._save_adapter(say)
         now = time.perf_counter()
         parts = {"epochs": sum(epoch["seconds"] for epoch in self.run.history), "saving": now - began}
-        actual = Cost(seconds=now - self.began, peak_bytes=peak_bytes(), disk_bytes=self._disk_bytes(), parts=parts)
+        actual = Cost(
+            seconds=now - self.began, peak_bytes=peak_bytes(device_of(self.plan.model.module)), disk_bytes=self._disk_bytes(), parts=parts
+        )
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
 

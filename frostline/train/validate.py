@@ -24,7 +24,7 @@ def validate(plan: Plan) -> dict[str, float]:
             outputs = plan.execution.forward(batch)
             loss, weight = plan.loss(outputs, batch.labels)
             total, count = total + float(loss), count + float(weight)
-            scores.append(plan.task.scores(plan.data.schema, outputs, batch.labels))
+            scores.append(plan.task.scores(plan.data.schema, outputs, batch.labels).cpu())
             rows.append(batch.rows)
     order = torch.cat(rows).argsort()
     found = plan.task.epoch_metrics(plan.data.schema, torch.cat(scores)[order].numpy(), np.asarray(source.labels))

@@ -38,6 +38,13 @@ def test_images(images, digits):
     assert images.rows == table.num_rows and images.lengths is None and images.truncated is None
 
 
+def test_batches_are_made_for_a_device(images):
+    assert images.to(torch.device("cpu")) is images
+    batch = images.to(torch.device("meta")).encode(np.array([5, 0]), None)
+    assert batch.inputs["pixel_values"].is_meta and batch.labels.is_meta and batch.rows.tolist() == [5, 0]
+    assert not images.labels.is_meta
+
+
 def test_texts(words, texts):
     batch = words.encode(np.array([3, 1, 2]), None)
     assert batch.inputs["attention_mask"].sum(1).tolist() == words.lengths[[3, 1, 2]].tolist()

@@ -30,6 +30,15 @@ def test_workers_never_change_the_order(workers):
     assert all((a == b).all() for a, b in zip(got, batches, strict=True))
 
 
+def test_a_batch_goes_where_the_network_is_and_its_rows_stay():
+    batch = encode(np.arange(3), None)
+    assert batch.to(torch.device("cpu")) is batch
+    batch.reference, batch.border = torch.ones(3, 2), (torch.ones(3, 4),)
+    there = batch.to(torch.device("meta"))
+    assert all(one.is_meta for one in (there.inputs["x"], there.labels, there.reference, *there.border))
+    assert there.rows is batch.rows and not batch.labels.is_meta
+
+
 def test_lengths_reduce_padding():
     lengths = np.random.default_rng(0).integers(1, 200, 2000)
 

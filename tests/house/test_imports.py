@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "frostline").rglob("*.py"))
 
 # Nothing imports a group to its right.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("checksum", "errors", "recipe", "recipe_reader", "files", "progress", "terminal"),
+    ("checksum", "device", "errors", "recipe", "recipe_reader", "files", "progress", "terminal"),
     ("data",),
     ("tasks",),
     ("models",),

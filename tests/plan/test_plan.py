@@ -85,7 +85,7 @@ def test_one_training_row_and_no_validation(data, tmp_path):
 
 
 def test_what_cannot_fit_is_refused_with_advice(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(subject, "memory_limit", lambda: -subject.resident_bytes() + 1_000_000)
+    monkeypatch.setattr(subject, "memory_limit", lambda *_: -subject.resident_bytes() + 1_000_000)
     advice = r"Try train\.batch=12 train\.accumulate=2, or adapt=head"
     with pytest.raises(RecipeError, match=rf"would need .* GB of memory and .* are free\. {advice}"):
         plan(cnn(data), data, tmp_path)

@@ -189,7 +189,7 @@ def _row_names(source: SplitSource) -> list[str]:
     """The hashes of the rows' contents; a block of several documents is named by its tokens."""
     if source.schema.task != "causal-lm":
         return source.table["id"].to_pylist()
-    blocks = (source.encode(np.array([row]), None).inputs["input_ids"].numpy() for row in range(source.rows))
+    blocks = (source.encode(np.array([row]), None).inputs["input_ids"].cpu().numpy() for row in range(source.rows))
     return [hashlib.blake2b(block.tobytes(), digest_size=20).hexdigest() for block in blocks]
 
 

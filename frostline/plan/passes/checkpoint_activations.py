@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from frostline.device import wait
 from frostline.models.model import Model
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -107,7 +108,7 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             found.setdefault(storage.data_ptr(), (inside[-1], storage.nbytes()))
-        return tensor
+        return tensor.detach()  # as in plan/probe.py
 
     def enter(name: str, part: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = [value for value in (*args, *kwargs.values(), *part.buffers()) if isinstance(value, torch.Tensor)]
@@ -116,9 +117,11 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
         handed[name] += sum(value.nbytes for value in args if isinstance(value, torch.Tensor))
         hidden = kwargs.get("hidden_states")
         handed[name] += hidden.nbytes if isinstance(hidden, torch.Tensor) else 0
+        wait()
         seconds[name] -= time.perf_counter()
 
     def leave(name: str, *_: Any) -> None:
+        wait()
         seconds[name] += time.perf_counter()
         inside.pop()
         if any(tensor._version != version for tensor, version in read.pop(name)):
@@ -137,6 +140,7 @@ def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -
         finally:
             for handle in handles:
                 handle.remove()
+    wait()
     whole = time.perf_counter() - began
     del result
     kept = dict.fromkeys(["", *names], 0)

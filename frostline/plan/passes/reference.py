@@ -34,6 +34,7 @@ from frostline.data.dataset import Schema
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode, load, plain_batches
 from frostline.data.randomness import generator
+from frostline.device import moved
 from frostline.errors import RunError
 from frostline.files import write_atomically
 from frostline.kernels.outputs import outputs_of
@@ -187,7 +188,7 @@ def _tell_of_another_start(execution: Execution) -> None:
         return
     batch = source.encode(np.arange(min(_PROVED, source.rows)), None)
     with evaluating(module), torch.no_grad():
-        now = answers(execution.forward(batch)).logp
+        now = answers(execution.forward(batch)).logp.cpu()
     difference = (now - execution.references["train"].values[batch.rows]).abs()
     if (difference > execution.tolerance * now.abs().clamp_min(1.0)).any():
         execution.say(
@@ -203,7 +204,7 @@ def _tell_of_another_start(execution: Execution) -> None:
 def _with_reference(encode: Encode, values: Tensor) -> Encode:
     def with_reference(rows: np.ndarray, epoch: int | None) -> Batch:
         batch = encode(rows, epoch)
-        batch.reference = values[batch.rows]
+        batch.reference = moved(values[batch.rows], batch.labels.device)
         return batch
 
     return with_reference
@@ -233,7 +234,7 @@ def _key(execution: Execution, split: str, weights: str) -> str:
         batch = source.encode(rows, None)
         for name, tensor in [*sorted(batch.inputs.items()), ("labels", batch.labels), ("rows", batch.rows)]:
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:40]
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from frostline.data.loader import epoch_batches, load
+from frostline.device import device_of
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
@@ -37,7 +38,7 @@ def propose(recipe: Recipe, execution: Execution, loss: Loss, measured: Probe, s
     ``steps``: of the whole run.
     """
     usual, wanted = torch.get_num_threads(), recipe.plan.threads
-    if execution.line is not None or wanted == usual:
+    if execution.line is not None or wanted == usual or device_of(execution.model.module).type != "cpu":
         return None, measured
     fewer = [usual >> halved for halved in range(1, usual.bit_length())] if wanted is None else [wanted]
     encoding = measured.batch * measured.encode_row / usual

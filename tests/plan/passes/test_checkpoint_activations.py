@@ -31,9 +31,9 @@ def decision(made: Plan, what: str = "checkpoint_activations") -> Decision | Non
 def of_room(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     """So many bytes for activations: nothing else counts."""
     monkeypatch.setattr(plan_module, "predict_peak_bytes", lambda work, probe, *args, **options: probe.saved_bytes)
-    monkeypatch.setattr(plan_module, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(plan_module, "free_bytes", lambda: 0)
-    monkeypatch.setattr(plan_module, "memory_limit", lambda: room)
+    monkeypatch.setattr(plan_module, "resident_bytes", lambda *_: 0)
+    monkeypatch.setattr(plan_module, "free_bytes", lambda *_: 0)
+    monkeypatch.setattr(plan_module, "memory_limit", lambda *_: room)
     monkeypatch.setattr(plan_module, "_refuse_what_cannot_fit", lambda *args: None)
 
 

@@ -54,7 +54,7 @@ def test_only_where_the_whole_does_not_fit(tmp_path: Path, monkeypatch: pytest.M
     made = llama_with_lora(tmp_path / "first")
     whole = made.parameters["activations_bytes"]
     monkeypatch.setattr(plan_module, "predict_peak_bytes", large)
-    monkeypatch.setattr(plan_module, "memory_limit", lambda: int(0.6e12) - plan_module.resident_bytes())
+    monkeypatch.setattr(plan_module, "memory_limit", lambda *_: int(0.6e12) - plan_module.resident_bytes())
     made = llama_with_lora(tmp_path / "little")
     assert decision(made) is not None and decision(made).settings == {"rows": 3} and "would take" in decision(made).why
     assert made.execution.micro_batch == 3 and made.parameters["activations_bytes"] < 0.7 * whole
