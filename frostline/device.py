@@ -49,8 +49,9 @@ def choose(wish: str) -> torch.device:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a network's first parameter is, and with it the others."""
-    return next((parameter.device for parameter in module.parameters()), CPU)
+    """Where a network is computed: where what learns is, for frozen weights may be brought there only as they are needed."""
+    first = next((parameter for parameter in module.parameters()), None)
+    return next((parameter.device for parameter in module.parameters() if parameter.requires_grad), CPU if first is None else first.device)
 
 
 def bring(module: nn.Module, device: torch.device) -> None:

@@ -21,6 +21,7 @@ import frostline as fl
 import frostline.device
 from frostline import api
 from frostline.data.dataset import Dataset
+from frostline.kernels import hosted_weights
 from frostline.kernels.large_blocks import bytes_needed
 from frostline.models.save import _same_outputs
 from frostline.plan import machine
@@ -89,6 +90,7 @@ def main(library: Path, place: Path) -> dict[str, Any]:
             results[name] = {"error": traceback.format_exc()}
     results["texts"] |= _in_bf16(place)
     results["short"] = _short_of_memory(place, library, device)
+    results["hosted"] = _hosted(place)
     results["waits"] = stand_in_device.waits(library)
     return results
 
@@ -167,6 +169,31 @@ def _short_of_memory(place: Path, library: Path, device: torch.device) -> dict[s
         "losses": [_losses(run) for run in (here, in_pieces, in_halves)],
         "rows": [planned.execution.micro_batch, surprised.execution.micro_batch],
         "peak": in_pieces.cost["actual"]["peak_bytes"] / room,
+    }
+
+
+def _hosted(place: Path) -> dict[str, Any]:
+    """Blocks whose frozen weights are brought to the device as they are needed."""
+    hosted_weights._LEAST = 1024  # these are small
+    (place / "hosted").mkdir()
+    make = chat(place / "hosted")
+    options = {"adapt": {"method": "lora", "rank": 2}, "pack": "off", "epochs": 1}
+    whole = fl.train(make(place / "hosted" / "whole", **options), quiet=True)
+    asked = make(place / "hosted" / "asked", offload="on", **options)
+    places = {name: str(tensor.device) for name, tensor in asked.model.module.state_dict().items()}
+    run = fl.train(asked, quiet=True)
+    with contextlib.suppress(Interrupted):
+        usual, loop.stop_on_interrupt = loop.stop_on_interrupt, stopping(2)
+        try:
+            fl.train(make(place / "hosted" / "stopped", offload="on", **options), quiet=True)
+        finally:
+            loop.stop_on_interrupt = usual
+    resumed = api.resume(str(place / "hosted" / "stopped"), quiet=True)
+    return {
+        "losses": [_losses(one) for one in (whole, run, resumed)],
+        "blocks": [one.settings["blocks"] for one in asked.decisions if one.what == "offload"],
+        "places": places,
+        "taken": [one.cost["actual"]["peak_bytes"] for one in (whole, run)],
     }
 
 

@@ -151,6 +151,18 @@ def test_a_batch_that_does_not_fit_is_computed_in_pieces(runs: dict[str, Any]) -
     assert all(rows and rows < 24 for rows in found["rows"]) and found["peak"] <= 1
 
 
+def test_weights_that_do_not_fit_are_brought_there_as_they_are_needed(runs: dict[str, Any]) -> None:
+    """The run is the same bit for bit, goes on as it was, and holds less."""
+    found = runs["hosted"]
+    whole, asked, resumed = found["losses"]
+    assert whole == asked == resumed
+    ((first, *_),) = found["blocks"]
+    at_home = [name for name, where in found["places"].items() if where == "cpu"]
+    assert len(at_home) > 5 and all(name.startswith(tuple(f"{block}." for block in found["blocks"][0])) for name in at_home)
+    assert any(name.startswith(first) for name in at_home) and not any("lora_" in name for name in at_home)
+    assert found["taken"][1] < found["taken"][0]
+
+
 def test_the_stand_in_itself(runs: dict[str, Any]) -> None:
     found = runs["device"]
     assert "Expected all tensors to be on the same device" in found["refused"]

@@ -345,6 +345,7 @@ def _compare_tokenizers(model: Model, again: Model) -> None:
 
 def _outputs(model: Model, inputs: dict[str, Tensor]) -> Tensor:
     """Logits in evaluation mode, of a vocabulary only at each row's end (law 6)."""
+    inputs = {name: tensor.to(device_of(model.module)) for name, tensor in inputs.items()}
     with evaluating(model.module), torch.no_grad():
         if not model.output:
             return logits_of(model.module(**inputs))

@@ -19,7 +19,7 @@ from torch import Tensor
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
-from frostline.device import device_of, moved
+from frostline.device import CPU, bring, device_of, moved
 from frostline.kernels.attention import with_wide_gradients
 from frostline.kernels.caches import without_caches
 from frostline.kernels.compiled_blocks import Functions, compiling
@@ -28,6 +28,7 @@ from frostline.kernels.frozen_convolution import convolving
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.fused_blocks import FusedBlocks, computing
+from frostline.kernels.hosted_weights import hosting
 from frostline.kernels.int8_chain import chained
 from frostline.kernels.lora_linear import fused
 from frostline.kernels.lora_siblings import sharing
@@ -90,6 +91,8 @@ class Execution:
     """Blocks that are computed once more in the backward pass, by their names."""
     micro_batch: int | None = None
     """Rows of a batch that are computed at a time; None: all."""
+    hosted: list[str] = field(default_factory=list)
+    """Blocks whose frozen weights are brought to the GPU only while they are computed."""
     compiled: Functions = field(default_factory=dict)
     """What PyTorch's compiler has made of blocks, by their names."""
     threads: int | None = None
@@ -214,6 +217,12 @@ class Execution:
         with self.autocast(), self.kernels():
             yield
 
+    def come_home(self) -> None:
+        """A network that the GPU does not hold as a whole is one with the host again."""
+        if self.hosted:
+            bring(self.model.module, CPU)
+            self.hosted = []
+
     @contextlib.contextmanager
     def on_its_threads(self) -> Iterator[None]:
         """Within, products are computed on as many cores as the plan says."""
@@ -252,9 +261,9 @@ class Execution:
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
         multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
         together, chains = sharing(module, self.siblings, self.products), chained(module, self.products)
-        uncached, again = without_caches(module, self.model.blocks), recomputing(module, self.recomputed)
-        made = compiling(module, self.compiled)
-        with made, uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
+        uncached, again = without_caches(module, self.model.blocks), recomputing(module, [*self.hosted, *self.recomputed])
+        made, brought = compiling(module, self.compiled), hosting(module, self.hosted, device_of(module))
+        with made, brought, uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from frostline.adapt.groups import default_lr
 from frostline.adapt.quantize import QuantizedLinear
 from frostline.data.dataset import Dataset
 from frostline.data.encode import SplitSource, split_source
-from frostline.device import bring, choose, device_of, name_of
+from frostline.device import choose, device_of, name_of
 from frostline.errors import DataError, RecipeError
 from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
@@ -150,11 +150,12 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     lr = recipe.train.lr if recipe.train.lr is not None else default_lr(recipe.train, method, model.card.pretrained)
     recipe = recipe.with_values({"adapt.method": method, "train.lr": lr})
     model, device = adapt(model, recipe.adapt, seed=recipe.seed), choose(recipe.train.device)
-    bring(model.module, device)
+    hosted = offload.place(recipe, model, device, forced)
     switched = switch_off_own(model.module)
     task = get_task(data.schema.task)
     execution = Execution(model=model, task=task, sources=_sources(recipe, model, data), workers=_workers(recipe))
     options = _loss_options(recipe, data, execution.sources["train"])
+    execution.hosted = hosted.settings["blocks"] if hosted else []
     reference.attach(recipe, execution)
     if forced is not None:
         return _resumed(recipe, model, data, task, options, execution, forced)
@@ -203,7 +204,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
     needed = measured.of_rows(execution.micro_batch or work.batch)
     offloaded = offload.propose(recipe, execution, peak(needed) - room)
-    others += [made for made in (on_cores, again, divided, compiled, offloaded.decision) if made]
+    others += [made for made in (on_cores, again, divided, compiled, hosted, offloaded.decision) if made]
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     parts |= offload.seconds(work, offloaded)
     disk = (stored or 0) + _run_bytes(data, work)
@@ -244,7 +245,7 @@ def _resumed(
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     execution.compiled = compile_blocks.compile_blocks(model.module, settings.get("compile_blocks", {}).get("blocks", []))
     execution.threads = settings.get("threads", {}).get("threads")
-    if "offload" in on:
+    if "offload" in on and not execution.hosted:
         offload.map_weights(list(offload.frozen_weights(model.module).values()))
     lower_frozen.lower(execution, layers, settings.get("lower_frozen", {}).get("layers", {}))
     if "cache_prefix" in on:

@@ -138,8 +138,9 @@ class Recorder:
 
     def finish(self, state: State, say: Callable[[str], None] = say_nothing) -> None:
         """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""
-        began = time.perf_counter()
+        began, device = time.perf_counter(), device_of(self.plan.model.module)
         state.release()
+        self.plan.execution.come_home()
         self._put_back_best(state.counters)
         card = self.plan.model.card
         card.preprocess = with_prompt(card.preprocess, self.plan.recipe.data.prompt)
@@ -147,9 +148,7 @@ class Recorder:
         self._save_adapter(say)
         now = time.perf_counter()
         parts = {"epochs": sum(epoch["seconds"] for epoch in self.run.history), "saving": now - began}
-        actual = Cost(
-            seconds=now - self.began, peak_bytes=peak_bytes(device_of(self.plan.model.module)), disk_bytes=self._disk_bytes(), parts=parts
-        )
+        actual = Cost(seconds=now - self.began, peak_bytes=peak_bytes(device), disk_bytes=self._disk_bytes(), parts=parts)
         cost = {"predicted": self.plan.predicted.to_dict(), "actual": actual.to_dict(), "whole_run": self.resumed is None}
         self.run.write_json("cost.json", cost)
 

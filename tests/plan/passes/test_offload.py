@@ -10,7 +10,7 @@ import torch
 
 import frostline as fl
 from frostline.errors import RecipeError
-from frostline.kernels import mapped_weights
+from frostline.kernels import hosted_weights, mapped_weights
 from frostline.plan import plan as plan_module
 from frostline.plan.decision import Decision
 from frostline.plan.passes import offload
@@ -68,7 +68,7 @@ def test_where_memory_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fixed = 10**12
     monkeypatch.setattr(plan_module, "predict_peak_bytes", lambda *_, **__: fixed)
     room = [fixed - size // 2]
-    monkeypatch.setattr(plan_module, "memory_limit", lambda: room[0] - plan_module.resident_bytes())
+    monkeypatch.setattr(plan_module, "memory_limit", lambda *_: room[0] - plan_module.resident_bytes())
     options = {"checkpoint_activations": "off", "micro_batch": 6}
     made = llama_with_lora(tmp_path / "short", **options)
     found = decision(made)
@@ -107,8 +107,27 @@ def test_what_is_read_again_and_how_long_it_takes(tmp_path: Path, monkeypatch: p
 
 def test_what_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = llama_with_lora(tmp_path, adapt="full", offload="on")
-    assert decision(full) == Decision(what="offload", on=False, why="nothing frozen is large enough, and on the CPU")
+    assert decision(full) == Decision(what="offload", on=False, why="nothing frozen is large enough")
     made = llama_with_lora(tmp_path / "lora")
     monkeypatch.setattr(offload.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10}))
     found = offload.propose(made.recipe, made.execution, 1).decision
     assert found and not found.on and "GB of disk" in found.why and mapped(made) == 0
+
+
+def test_as_many_blocks_stay_away_from_a_gpu_as_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosted_weights, "_LEAST", 1024)
+    made = llama_with_lora(tmp_path)
+    recipe, model = made.recipe, made.model
+    sizes = offload._hosted_bytes(model.module, model.blocks)
+    assert len(sizes) == len(model.blocks) >= 2 and min(sizes.values()) > 1024
+    learning = sum(parameter.nbytes for parameter in model.module.parameters() if parameter.requires_grad)
+    needed = sum(tensor.nbytes for tensor in model.module.state_dict().values()) + 3 * learning
+    assert offload._too_many(recipe, model, int(needed / 0.9) + 1) == []
+    assert offload._too_many(recipe, model, 0) == list(model.blocks)
+    block = next(iter(sizes.values()))
+    monkeypatch.setattr(offload, "_hosted_bytes", lambda _, names: dict.fromkeys("abcdef", block) if names else {})
+    assert offload._too_many(recipe, model, int((needed - 1) / 0.9)) == ["a", "b", "c"], "two of them are there while they are computed"
+    off = recipe.with_values({"plan.offload": "off"})
+    assert offload._too_many(off, model, 0) == []
+    assert offload._too_many(recipe.with_values({"plan.offload": "on"}), model, 2**40) == list("abcdef")
+    assert offload.place(recipe, model, torch.device("cpu")) is None
