@@ -107,7 +107,7 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
     harness.publish(
         "offload", ["", "seconds", "predicted", ""], rows, limit_gb=round((limit or 0) / 1e9, 2),
         predicted_peak_without_gb=round(plain["peak"] / 1e9, 2), frozen_weights_gb=round(plain["frozen"] / 1e9, 2),
-        losses_the_same_bit_for_bit=same, rows=options.rows, batch=2, repeats=options.repeat,
+        losses_the_same_bit_for_bit=same, chats=options.rows, batch=2, repeats=options.repeat,
     )  # fmt: skip
 
 
