@@ -4,7 +4,8 @@
 
 Needs Linux and the right to make a control group (root, or a delegated one). Three sides, each in a process of its own: no limit; the
 limit with plan.offload=off, which the plan refuses; the limit with plan.offload=auto, which keeps frozen weights in mapped files. The
-limit lies half of the frozen weights below the predicted peak. Losses must be the same, bit for bit. Seconds are those of training and
+limit lies half of the frozen weights below the predicted peak. Where both plans choose the same, losses are the same
+bit for bit; each chooses by its own timing. Seconds are those of training and
 saving, beside the plan's prediction.
 """
 
@@ -103,11 +104,12 @@ def compare(options: argparse.Namespace, folder: Path) -> None:
         actual, predicted = (harness.median([one[key] for one in found]) for key in ("actual", "predicted"))
         rows.append([name, f"{actual:.1f}", f"{predicted:.1f}", found[0]["offload"]])
     plain, moved = runs["no limit"][0], runs["limit, offload auto"][0]
-    same = "refused" not in moved and moved["losses"] == plain["losses"]
+    pairs = zip(moved.get("losses", []), plain["losses"], strict=False)
+    difference = max((abs(ours - theirs) / theirs for ours, theirs in pairs), default=float("nan"))
     harness.publish(
         "offload", ["", "seconds", "predicted", ""], rows, limit_gb=round((limit or 0) / 1e9, 2),
         predicted_peak_without_gb=round(plain["peak"] / 1e9, 2), frozen_weights_gb=round(plain["frozen"] / 1e9, 2),
-        losses_the_same_bit_for_bit=same, chats=options.rows, batch=2, repeats=options.repeat,
+        largest_relative_difference_of_losses=f"{difference:.1e}", chats=options.rows, batch=2, repeats=options.repeat,
     )  # fmt: skip
 
 

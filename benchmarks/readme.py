@@ -46,6 +46,7 @@ TITLES = {
     "kernels_blocks": ("Between the products of a language model", "语言模型各矩阵乘积之间的运算"),
     "kernels_convolution": ("Frozen convolutions", "冻结的卷积层"),
     "step_memory": ("What a training step holds", "一个训练步占用的内存"),
+    "offload": ("A run for which memory is too short", "内存不够的一次训练"),
     "planner": ("Predicted against actual", "预测值与实际值"),
     "regret": ("As planned, plainly, and each choice the other way", "按计划、不作任何优化、以及逐项反过来选择"),
     "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
