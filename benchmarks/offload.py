@@ -4,9 +4,8 @@
 
 Needs Linux and the right to make a control group (root, or a delegated one). Three sides, each in a process of its own: no limit; the
 limit with plan.offload=off, which the plan refuses; the limit with plan.offload=auto, which keeps frozen weights in mapped files. The
-limit lies half of the frozen weights below the predicted peak. Where both plans choose the same, losses are the same
-bit for bit; each chooses by its own timing. Seconds are those of training and
-saving, beside the plan's prediction.
+limit lies half of the frozen weights below the predicted peak. Where both plans choose the same, losses are the same bit for bit; each
+chooses by its own timing. Seconds are those of training and saving, beside the plan's prediction.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def _too_many(recipe: Recipe, model: Model, room: int) -> list[str]:
     """The first blocks, as many as have to stay away."""
     wish = recipe.plan.offload
     sizes = {name: size for name, size in _hosted_bytes(model.module, can_recompute(model, None)).items() if size}
-    if wish == "off" or not sizes:
+    if wish == "off" or not sizes or recipe.adapt.method == "gradual":  # which will learn, on the GPU
         return []
     if wish == "on":
         return list(sizes)

@@ -130,4 +130,5 @@ def test_as_many_blocks_stay_away_from_a_gpu_as_are_too_many(tmp_path: Path, mon
     off = recipe.with_values({"plan.offload": "off"})
     assert offload._too_many(off, model, 0) == []
     assert offload._too_many(recipe.with_values({"plan.offload": "on"}), model, 2**40) == list("abcdef")
+    assert offload._too_many(recipe.with_values({"adapt": {"method": "gradual"}}), model, 0) == [], "they will learn"
     assert offload.place(recipe, model, torch.device("cpu")) is None
