@@ -75,6 +75,11 @@ class Cost:
         return asdict(self)
 
 
+def state_bytes(learning: int, optimizer: str, ema: bool) -> int:
+    """What the optimiser keeps for so many numbers that learn, and their average."""
+    return learning * 4 * (STATE_TENSORS[optimizer] + ema)
+
+
 def update_seconds(work: Work, machine: Machine) -> float:
     """One optimiser step: every learning number and its state are read and written once; its gradient is divided (read and written), its
     norm taken, read and cleared."""
@@ -114,7 +119,7 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
     """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
-    state = work.learning * 4 * (1 + STATE_TENSORS[work.optimizer] + work.ema)
+    state = work.learning * 4 + state_bytes(work.learning, work.optimizer, work.ema)
     step = probe.saved_bytes + passing_bytes(probe, workers)
     if not work.host:
         return resident + max(state + step, work.model_bytes)

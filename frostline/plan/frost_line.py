@@ -75,6 +75,10 @@ class FrostLine:
         """Names of the modules before the line."""
         return list(dict.fromkeys(call.name for call in self.prefix))
 
+    def touches(self, part: str) -> bool:
+        """Whether a module, of which "" is the network, stands before the line or has a part that does."""
+        return any(not part or part == name or name.startswith(f"{part}.") or part.startswith(f"{name}.") for name in self.names)
+
 
 @dataclass(kw_only=True)
 class _Recorded:

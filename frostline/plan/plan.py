@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -22,7 +24,7 @@ from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
 from frostline.kernels.recompute import switch_off_own
 from frostline.models.model import Model, evaluating
-from frostline.plan.cost import STATE_TENSORS, Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds
+from frostline.plan.cost import Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds, state_bytes
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
@@ -48,7 +50,7 @@ from frostline.plan.passes import (
     reference,
     threads,
 )
-from frostline.plan.probe import Probe, probe, take_an_empty_step
+from frostline.plan.probe import Loss, Probe, probe, take_an_empty_step
 from frostline.recipe import Recipe
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
@@ -193,23 +195,17 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
-    resident = resident_bytes(device)
-    room, occupied = memory_limit(device) + resident, resident - free_bytes(device)
-
-    def peak(probed: Probe) -> int:
-        return max(resident, predict_peak_bytes(work, probed, occupied, execution.workers, stored_bytes=stored))
-
-    again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
-    divided = micro_batch.propose(recipe, execution, work.batch, lambda rows: peak(measured.of_rows(rows)), room)
+    memory = _Memory.now(device, functools.partial(predict_peak_bytes, work, workers=execution.workers, stored_bytes=stored))
+    fitting, measured = _fit(recipe, execution, loss, measured, memory)
     compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
     needed = measured.of_rows(execution.micro_batch or work.batch)
-    offloaded = offload.propose(recipe, execution, peak(needed) - room)
-    others += [made for made in (on_cores, again, divided, compiled, hosted, offloaded.decision) if made]
+    offloaded = offload.propose(recipe, execution, memory.peak(needed) - memory.room)
+    others += [made for made in (on_cores, *fitting, compiled, hosted, offloaded.decision) if made]
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     parts |= offload.seconds(work, offloaded)
     disk = (stored or 0) + _run_bytes(data, work)
-    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
-    _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, room)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=memory.peak(needed), disk_bytes=disk, parts=parts)
+    _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, memory.room)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
     parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
     thaw(model, recipe.adapt, 0)
@@ -218,6 +214,36 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         decisions=[caching, *others], predicted=predicted, parameters=parameters,
         warnings=[*execution.sources["train"].warnings, *frozen_at_random(model), *switched],
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """What the run may take, and what it would take."""
+
+    room: int
+    resident: int
+    predict: Callable[[Probe, int], int]
+    """Peak bytes, by a probe's figures and the bytes that are taken before."""
+    occupied: int
+    """Of what is resident, what is not free for new tensors."""
+
+    @classmethod
+    def now(cls, device: torch.device, predict: Callable[[Probe, int], int]) -> _Memory:
+        resident = resident_bytes(device)
+        return cls(room=memory_limit(device) + resident, resident=resident, predict=predict, occupied=resident - free_bytes(device))
+
+    def peak(self, probed: Probe) -> int:
+        return max(self.resident, self.predict(probed, self.occupied))
+
+
+def _fit(recipe: Recipe, execution: Execution, loss: Loss, measured: Probe, memory: _Memory) -> tuple[list[Decision | None], Probe]:
+    """What is computed again, and how many rows at a time, so that there is memory enough; the probe of whole batches then."""
+    again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, memory.peak, memory.room)
+
+    def peak(rows: int) -> int:
+        return memory.peak(measured.of_rows(rows))
+
+    return [again, micro_batch.propose(recipe, execution, measured.batch, peak, memory.room)], measured
 
 
 def _resumed(
@@ -305,7 +331,7 @@ def _work(recipe: Recipe, model: Model, sources: dict[str, SplitSource]) -> Work
         ema=recipe.train.ema is not None,
         views=train.views or 1,
         workers=_workers(recipe),
-        checkpoint_bytes=kept + learning * 4 * (STATE_TENSORS[recipe.train.optimizer] + (recipe.train.ema is not None)),
+        checkpoint_bytes=kept + state_bytes(learning, recipe.train.optimizer, recipe.train.ema is not None),
         model_bytes=weights,
         host=train.device.type == "cpu",
     )
@@ -326,7 +352,7 @@ def _count(model: Model, work: Work, saved_bytes: int, before: list[str]) -> dic
         "before_line": sum(p.numel() for name, p in named.items() if prefix and name.startswith(prefix)),
         "weights_bytes": sum(p.nbytes for p in named.values()) + sum(buffer.nbytes for part in packed for buffer in part.buffers()),
         "gradients_bytes": work.learning * 4,
-        "optimizer_bytes": work.learning * 4 * STATE_TENSORS[work.optimizer],
+        "optimizer_bytes": state_bytes(work.learning, work.optimizer, work.ema),
         "activations_bytes": saved_bytes,
     }
 

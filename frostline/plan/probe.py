@@ -100,7 +100,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
         saved = int(heavy_scale * heaviest * saved) + fixed
         pair, budget = (_first(sample, 3), sample), _budget(3 * steps * batch * row)
         needed = None if source.lengths is not None else _step_needs(execution, loss, pair, batch)
-        step = usual_seconds(lambda: _step(execution, sample, loss), budget, warm=needed is not None)
+        step = usual_seconds(lambda: forward_and_backward(execution, loss, sample), budget, warm=needed is not None)
         if source.lengths is not None:
             if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
                 bend = _bend(execution, loss, batch, positions, step)
@@ -193,7 +193,7 @@ def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray, s
         made = source.encode(rows[index], None)
         if execution.line is not None:
             made.border = tuple(execution.prefix(made))
-        known[size] = usual_seconds(functools.partial(_step, execution, made, loss), budget=0.04, once=2 * _SECONDS)
+        known[size] = usual_seconds(functools.partial(forward_and_backward, execution, loss, made), budget=0.04, once=2 * _SECONDS)
     sizes = sorted(known)
     each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
     return float(each.sum() / (positions.sum() * step / usual))
@@ -214,7 +214,8 @@ def _repeated(tensor: Tensor, rows: int) -> Tensor:
     return tensor[torch.arange(rows, device=tensor.device) % tensor.shape[0]]
 
 
-def _step(execution: Execution, batch: Batch, loss: Loss) -> None:
+def forward_and_backward(execution: Execution, loss: Loss, batch: Batch) -> None:
+    """Add a batch's gradients to those that are there."""
     execution.backward(loss(execution.forward(batch), batch.labels)[0])
 
 
@@ -277,7 +278,9 @@ def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], bat
     source = execution.sources["train"]
     texts = source.lengths is not None  # whose labels need not be one for each row; of images behind a line only they are repeated
     counts = [len(one.rows if texts else one.labels) for one in pair]
-    step = _bytes_needed(functools.partial(_step, execution, loss=loss), pair, counts, min(batch, len(_heaviest(execution, batch))))
+    step = _bytes_needed(
+        functools.partial(forward_and_backward, execution, loss), pair, counts, min(batch, len(_heaviest(execution, batch)))
+    )
     if step is None or execution.line is None:
         return step
     few = [heaviest_rows(execution, batch, count) if texts else source.encode(spread(source.rows, count), 0) for count in (2, 3)]

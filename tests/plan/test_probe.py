@@ -134,13 +134,13 @@ def test_casts_of_weights_do_not_grow_with_the_rows():
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_batch_behind_the_line_that_takes_long_is_timed_in_part(digits, tmp_path, monkeypatch):
-    step, rows = probe_module._step, []
+    step, rows = probe_module.forward_and_backward, []
 
-    def counted(execution, batch, loss):
+    def counted(execution, loss, batch):
         rows.append(len(batch.labels))
-        step(execution, batch, loss)
+        step(execution, loss, batch)
 
-    monkeypatch.setattr(probe_module, "_step", counted)
+    monkeypatch.setattr(probe_module, "forward_and_backward", counted)
     whole, _ = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=24)
     assert rows[-1] == 24
     monkeypatch.setattr(probe_module, "_SECONDS", 0.05)
@@ -176,7 +176,7 @@ def test_an_epoch_of_batches_of_several_lengths(texts, tmp_path, monkeypatch):
         seen = []
 
         def seconds(work, budget, once, power=power, seen=seen):
-            seen.append(work.args[1].inputs["attention_mask"].numel())
+            seen.append(work.args[2].inputs["attention_mask"].numel())
             return float(seen[-1]) ** power
 
         monkeypatch.setattr(probe_module, "usual_seconds", seconds)
@@ -230,16 +230,18 @@ def test_the_peak_of_a_step_is_measured(texts, digits, tmp_path):
         execution = plan(model, data, tmp_path / str(number), adapt="full", batch=16).execution
         found = probe(execution, mean_loss, 16)
         heavy = probe_module.heaviest_rows(execution, 16, 16)
-        probe_module._step(execution, heavy, mean_loss)
-        actual = bytes_needed(lambda: probe_module._step(execution, heavy, mean_loss))  # noqa: B023
+        probe_module.forward_and_backward(execution, mean_loss, heavy)
+        actual = bytes_needed(lambda: probe_module.forward_and_backward(execution, mean_loss, heavy))  # noqa: B023
         assert found.saved_bytes + found.transient_bytes == pytest.approx(actual, rel=0.05)
         execution.model.module.zero_grad()
 
 
 def test_of_a_short_run_less_is_timed(digits, tmp_path, monkeypatch):
     made = plan(cnn(digits), first_rows(digits, 40), tmp_path / "run", adapt="full")
-    step, steps = probe_module._step, []
-    monkeypatch.setattr(probe_module, "_step", lambda *args, **kwargs: (steps.append(1), step(*args, **kwargs), time.sleep(0.02)))
+    step, steps = probe_module.forward_and_backward, []
+    monkeypatch.setattr(
+        probe_module, "forward_and_backward", lambda *args, **kwargs: (steps.append(1), step(*args, **kwargs), time.sleep(0.02))
+    )
     counts = []
     for whole in (1.0, 1e6):
         steps.clear()

@@ -83,13 +83,8 @@ def propose(
 
 def can_recompute(model: Model, line: FrostLine | None) -> list[str]:
     """The blocks, by their names, that may be computed a second time by themselves."""
-    before = line.names if line is not None else []
-    names = [name for name in dict.fromkeys(model.blocks) if not _touched(name, before)]
+    names = [name for name in dict.fromkeys(model.blocks) if line is None or not line.touches(name)]
     return [name for name in names if learning_batch_norm(model.module.get_submodule(name)) is None]
-
-
-def _touched(block: str, before: list[str]) -> bool:
-    return any(block == name or name.startswith(f"{block}.") or block.startswith(f"{name}.") for name in before)
 
 
 def weigh(execution: Execution, loss: Loss, measured: Probe, names: list[str]) -> dict[str, Block]:

@@ -21,7 +21,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.execution import TOLERANCE, Execution
 from frostline.plan.frost_line import preserved
 from frostline.plan.machine import best_seconds_each
-from frostline.plan.probe import Loss, Probe, heaviest_rows
+from frostline.plan.probe import Loss, Probe, forward_and_backward, heaviest_rows
 from frostline.recipe import Recipe
 
 _TRIAL = 30.0
@@ -55,12 +55,12 @@ def propose(recipe: Recipe, execution: Execution, loss: Loss, measured: Probe, s
     off = Decision(what="compile_blocks", on=False, why="other passes stand in for parts of every block, or hand them to the store")
     if not (names := can_compile(execution)):
         return off, measured
+    from torch._dynamo.exc import TorchDynamoException
+
     try:
         functions = compile_blocks(execution.model.module, names)
         tried = try_out(execution, loss, measured, functions)
-    except (RuntimeError, OSError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (TorchDynamoException, OSError) as error:
         return replace(off, why=f"PyTorch's compiler cannot: {' '.join(str(error).split())[:160]}"), measured
     if tried is None:
         return replace(off, why="what stands in for their parts changes from step to step, so they would be compiled each time"), measured
@@ -84,13 +84,12 @@ def can_compile(execution: Execution) -> list[str]:
     module, line = execution.model.module, execution.line
     if execution.pack:
         return []
-    before = () if line is None else tuple(line.names)
     names = list(dict.fromkeys(execution.model.blocks)) or [""]
     with execution.kernels():
         return [
             name
             for name in names
-            if not any(not name or name == stored or name.startswith(f"{stored}.") or stored.startswith(f"{name}.") for stored in before)
+            if not (line is not None and line.touches(name))
             and not any(own in vars(part) for part in module.get_submodule(name).modules() for own in ("forward", "kernel"))
         ]
 
@@ -98,7 +97,7 @@ def can_compile(execution: Execution) -> list[str]:
 def try_out(execution: Execution, loss: Loss, measured: Probe, functions: Functions) -> Trial | None:
     """Steps with and without; the execution is left as it was. None where steps of the same shape compile again and again.
 
-    Raises what PyTorch's compiler raises where it cannot, a RuntimeError.
+    Raises TorchDynamoException where PyTorch's compiler cannot.
     """
     module = execution.model.module
     rows = int(measured.batch * min(1.0, _TIMED / max(1e-9, measured.step)))
@@ -133,5 +132,5 @@ def _gradients(execution: Execution, loss: Loss, batch: Batch) -> Tensor:
     module = execution.model.module
     module.zero_grad()
     torch.manual_seed(0)
-    execution.backward(loss(execution.forward(batch), batch.labels)[0])
+    forward_and_backward(execution, loss, batch)
     return torch.cat([parameter.grad.flatten().float() for parameter in module.parameters() if parameter.grad is not None])

@@ -27,7 +27,7 @@ from frostline.files import private_folder
 from frostline.kernels.hosted_weights import hosted, left_at_home
 from frostline.kernels.mapped_weights import frozen_weights, map_weights
 from frostline.models.model import Model
-from frostline.plan.cost import STATE_TENSORS, Work
+from frostline.plan.cost import Work, state_bytes
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.machine import memory_limit
@@ -78,7 +78,7 @@ def _too_many(recipe: Recipe, model: Model, room: int) -> list[str]:
     if wish == "on":
         return list(sizes)
     learning = sum(parameter.numel() for parameter in model.module.parameters() if parameter.requires_grad)
-    state = learning * 4 * (1 + STATE_TENSORS[recipe.train.optimizer] + (recipe.train.ema is not None))
+    state = learning * 4 + state_bytes(learning, recipe.train.optimizer, recipe.train.ema is not None)
     missing = state + sum(tensor.nbytes for tensor in model.module.state_dict().values()) - _OF_A_GPU * room
     if missing <= 0:
         return []

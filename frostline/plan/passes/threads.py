@@ -19,7 +19,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
 from frostline.plan.machine import best_seconds_each
-from frostline.plan.probe import Loss, Probe
+from frostline.plan.probe import Loss, Probe, forward_and_backward
 from frostline.recipe import Recipe
 
 _ENCODING = 0.1
@@ -70,7 +70,7 @@ def _seconds(execution: Execution, loss: Loss, batch: int, numbers: list[int]) -
         execution.threads = number
         with execution.on_its_threads():
             for made in load(execution.encoder("train"), batches, 0, execution.workers):
-                execution.backward(loss(execution.forward(made), made.labels)[0])
+                forward_and_backward(execution, loss, made)
 
     try:
         with preserved(execution.model.module):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 import frostline as fl
 from frostline.data.dataset import Dataset
@@ -107,7 +108,7 @@ def test_where_the_trial_says_so(data: Dataset, tmp_path: Path, monkeypatch: pyt
         (wrong, "gradients differ by 1.0e-01, by more than 1e-04"),
         (unknown, "gradients differ by nan"),
         (None, "compiled each time"),
-        (RuntimeError("no\n C++ compiler"), "PyTorch's compiler cannot: no C++ compiler"),
+        (TorchDynamoException("no\n C++ compiler"), "PyTorch's compiler cannot: no C++ compiler"),
         (OSError("can be written to by others"), "by others"),
     ):
         made.execution.compiled = {}
