@@ -55,6 +55,11 @@ def bytes_needed(run: Callable[[], object], device: torch.device = CPU) -> int |
     return int(_used[0].frostline_peak_bytes()) - before
 
 
+def taken_bytes() -> int:
+    """Memory of this process that was taken for large tensors, whether they live or not."""
+    return int(_used[0].frostline_live_bytes() + _used[0].frostline_free_bytes()) if _used else 0
+
+
 def free_bytes(device: torch.device = CPU) -> int:
     """Memory of this process that tensors had and the next ones will take; part of what is resident. Of a GPU none: it is not counted
     as taken."""

@@ -32,8 +32,8 @@ _HASHED_PER_SECOND = 0.8e9
 """Bytes, by blake2b, of each core."""
 _BUILDING = 0.2
 """Seconds to make the network that is read into."""
-_RUNNING = 70e6
-"""Bytes of what a run has beside tensors and the plan has not yet: modules, threads, open files; about."""
+_RUNNING = 25e6
+"""Bytes of what a run has beside large tensors and the plan has not yet: modules, threads, open files, small tensors; about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +119,19 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
     """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
-    state = work.learning * 4 + state_bytes(work.learning, work.optimizer, work.ema)
+    state = state_bytes(work.learning, work.optimizer, work.ema) + (0 if probe.has_gradients else work.learning * 4)
     step = probe.saved_bytes + passing_bytes(probe, workers)
     if not work.host:
         return resident + max(state + step, work.model_bytes)
-    return resident + int(_RUNNING) + state + max(step, work.model_bytes) + work.model_bytes + mapped_bytes(stored_bytes)
+    return (
+        resident
+        + int(_RUNNING)
+        + probe.compiled_bytes
+        + state
+        + max(step, work.model_bytes)
+        + work.model_bytes
+        + mapped_bytes(stored_bytes)
+    )
 
 
 def passing_bytes(probe: Probe, workers: int) -> int:

@@ -34,7 +34,7 @@ from frostline.kernels.lora_linear import fused
 from frostline.kernels.lora_siblings import sharing
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
-from frostline.kernels.unpad import unpadded
+from frostline.kernels.unpad import fill_multiple, unpadded
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
@@ -45,8 +45,6 @@ TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "int8": 2e-2, "bf16": 5e-2}
 GPU may take for fp32, with factors of 10 bits."""
 
 
-_MULTIPLE = 32
-"""Of tokens in a batch without padding, where oneDNN multiplies."""
 _ONE_THREAD = threading.RLock()
 
 
@@ -133,9 +131,13 @@ class Execution:
         if not self.pack:
             return logits_of(self.model.module(**self._laid_out(batch.inputs)))
         mask = batch.inputs["attention_mask"]
-        compiled = mask.device.type == "cpu" and (self.precision == "bf16" or bool(self.products))
-        with unpadded(self.model.module, self.model.blocks, mask, _MULTIPLE if compiled else 1):
+        with unpadded(self.model.module, self.model.blocks, mask, fill_multiple(int(mask.sum())) if self.compiles_by_shape else 1):
             return logits_of(self.model.module(**batch.inputs))
+
+    @property
+    def compiles_by_shape(self) -> bool:
+        """Whether oneDNN multiplies, which compiles each product anew for each number of rows, and keeps it."""
+        return device_of(self.model.module).type == "cpu" and (self.precision == "bf16" or bool(self.products))
 
     def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
         """The frost line, found in the precision that the prefix will run in, which its border tensors are stored in."""

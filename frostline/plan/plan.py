@@ -185,7 +185,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     proposed = [layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
     others = [made for made in proposed if made]
     impossible = cache_prefix.find_line(recipe, execution)
-    measured = probe(execution, loss, work.batch, steps)
+    measured = probe(execution, loss, work.batch, steps, work.accumulate)
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
     line = execution.line = execution.line if caching.on else None
     stored = cache_prefix.stored_bytes(line, execution.sources) if line else None

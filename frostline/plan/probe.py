@@ -6,6 +6,7 @@ What is measured is one batch before the frost line and one after it; the rest i
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -20,16 +21,19 @@ from frostline.adapt.wrapper import Wrapper
 from frostline.data.encode import SplitSource
 from frostline.data.loader import Batch, epoch_batches, spread
 from frostline.device import wait
-from frostline.kernels.large_blocks import bytes_needed
+from frostline.kernels.large_blocks import bytes_needed, taken_bytes
+from frostline.kernels.unpad import fill_multiple
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
-from frostline.plan.machine import best_seconds, memory_limit, usual_seconds
+from frostline.plan.machine import best_seconds, memory_limit, resident_bytes, usual_seconds
 
 Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
 _SHARE = 0.02  # of what a part takes in the whole run: what is timed again and again, after once
+_EPOCHS, _ROWS = 8, 200_000  # whose batches are looked at, about: more meet few new numbers of rows
+_MET = 4  # numbers of rows that a probe meets of those of the run: of a light, a middling and a heavy batch, and of one between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +57,22 @@ class Probe:
     to be counted, the largest output of one module, counted twice."""
     input_bytes: int
     """One encoded batch."""
+    has_gradients: bool = False
+    """Whether ``transient_bytes`` counts gradients too, which are made while activations go, and cleared after each batch."""
+    compiled_bytes: int = 0
+    """What oneDNN keeps of products for all numbers of rows that the run meets, beyond those that the probe has met."""
 
     def of_rows(self, rows: int) -> Probe:
-        """Memory of so many rows of a batch at a time; its seconds stay."""
+        """Memory of so many rows of a batch at a time; its seconds stay. From piece to piece gradients stay."""
         sizes = {name: getattr(self, name) * rows // self.batch for name in ("saved_bytes", "transient_bytes", "input_bytes")}
-        return replace(self, **sizes)
+        return replace(self, **sizes, has_gradients=self.has_gradients and rows == self.batch)
 
 
-def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf) -> Probe:
+def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf, accumulate: int = 1) -> Probe:
     """Measure the parts before and after the execution's frost line, or without one the whole; the module is left as it was found.
 
-    ``steps``: of the whole run. Of a short one less is timed, since what a prediction costs is a part of it too.
+    ``steps``: batches of the whole run. Of a short one less is timed, since what a prediction costs is a part of it too.
+    ``accumulate``: batches of which gradients are added up.
     """
     source, line = execution.sources["train"], execution.line
     module = execution.model.module
@@ -99,15 +108,17 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         saved = int(heavy_scale * heaviest * saved) + fixed
         pair, budget = (_first(sample, 3), sample), _budget(3 * steps * batch * row)
-        needed = None if source.lengths is not None else _step_needs(execution, loss, pair, batch)
-        step = usual_seconds(lambda: forward_and_backward(execution, loss, sample), budget, warm=needed is not None)
+        step_of = functools.partial(_step, execution, loss, accumulate == 1)
+        needed, has_gradients = (None, False) if source.lengths is not None else _step_needs(execution, loss, pair, batch, accumulate == 1)
+        step = usual_seconds(lambda: step_of(sample), budget, warm=needed is not None)
         if source.lengths is not None:
             if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
-                bend = _bend(execution, loss, batch, positions, step)
+                bend = _bend(execution, step_of, batch, positions, step)
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit(few.labels.device) / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
-            needed = _step_needs(execution, loss, pair, batch)
+            needed, has_gradients = _step_needs(execution, loss, pair, batch, accumulate == 1)
+        measured = needed is not None and 2 * needed > saved  # most tensors may be too small to be counted
         result = Probe(
             batch=batch,
             encode_row=encode_row,
@@ -115,8 +126,10 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf)
             step=bend * scale * width * step,
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget, warm=True),
             saved_bytes=saved,
-            transient_bytes=max(0, needed - saved) if needed and 2 * needed > saved else int(2 * batch * heaviest * largest),
+            transient_bytes=max(0, (needed or 0) - saved) if measured else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
+            has_gradients=has_gradients and measured,
+            compiled_bytes=_compiled_bytes(execution, step_of, batch, steps),
         )
     for parameter in module.parameters():
         parameter.grad = None
@@ -165,14 +178,19 @@ def _heaviest(execution: Execution, batch: int) -> np.ndarray:
 
 def heaviest_rows(execution: Execution, batch: int, count: int = 3) -> Batch:
     """So many rows, of texts those of the epoch's heaviest batch: what attention keeps grows with the square of a row's length."""
-    source, rows = execution.sources["train"], _heaviest(execution, batch)
-    heavy = source.encode(rows[spread(len(rows), count)], None)
+    rows = _heaviest(execution, batch)
+    return _at_the_line(execution, rows[spread(len(rows), count)])
+
+
+def _at_the_line(execution: Execution, rows: np.ndarray) -> Batch:
+    """The batch of these rows, as a step takes it."""
+    batch = execution.sources["train"].encode(rows, None)
     if execution.line is not None:
-        heavy.border = tuple(execution.prefix(heavy))
-    return heavy
+        batch.border = tuple(execution.prefix(batch))
+    return batch
 
 
-def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray, step: float) -> float:
+def _bend(execution: Execution, step_of: Callable[[Batch], object], batch: int, positions: np.ndarray, step: float) -> float:
     """How many times as long an epoch takes as its batch of middling length would have it.
 
     A batch of long rows takes more than in proportion, for attention and where its numbers no longer fit in a cache, and so does a
@@ -190,10 +208,7 @@ def _bend(execution: Execution, loss: Loss, batch: int, positions: np.ndarray, s
         size = float(positions[index])
         if size in known or max(known.values()) * size / max(known) > _SECONDS:
             continue
-        made = source.encode(rows[index], None)
-        if execution.line is not None:
-            made.border = tuple(execution.prefix(made))
-        known[size] = usual_seconds(functools.partial(forward_and_backward, execution, loss, made), budget=0.04, once=2 * _SECONDS)
+        known[size] = usual_seconds(functools.partial(step_of, _at_the_line(execution, rows[index])), budget=0.04, once=2 * _SECONDS)
     sizes = sorted(known)
     each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
     return float(each.sum() / (positions.sum() * step / usual))
@@ -219,21 +234,31 @@ def forward_and_backward(execution: Execution, loss: Loss, batch: Batch) -> None
     execution.backward(loss(execution.forward(batch), batch.labels)[0])
 
 
+def _step(execution: Execution, loss: Loss, clears: bool, batch: Batch) -> None:
+    forward_and_backward(execution, loss, batch)
+    if clears:
+        execution.model.module.zero_grad()
+
+
 def _forward(execution: Execution, batch: Batch) -> None:
     with torch.no_grad():
         execution.forward(batch)
 
 
-def _positions(execution: Execution, source: SplitSource, batch: int) -> np.ndarray:
+def _positions(execution: Execution, source: SplitSource, batch: int, epoch: int = 0) -> np.ndarray:
     """What is computed of each batch of an epoch, in tokens; what stands on either side of a frost line is measured padded.
 
     Texts of like length meet, so padding is less than up to the longest.
     """
     assert source.lengths is not None, "only texts have lengths"
-    lengths, batches = source.lengths, epoch_batches(source.rows, batch, 0, 0, source.lengths)
-    if _packed(execution):
-        return np.array([int(lengths[rows].sum()) for rows in batches])
-    return np.array([len(rows) * int(lengths[rows].max()) for rows in batches])
+    return np.array([_computed(execution, rows) for rows in epoch_batches(source.rows, batch, 0, epoch, source.lengths)])
+
+
+def _computed(execution: Execution, rows: np.ndarray) -> int:
+    """The same of these rows."""
+    lengths = execution.sources["train"].lengths
+    assert lengths is not None, "only texts have lengths"
+    return int(lengths[rows].sum()) if _packed(execution) else len(rows) * int(lengths[rows].max())
 
 
 def _positions_of_row(execution: Execution, batch: Batch) -> float:
@@ -247,6 +272,33 @@ def _positions_of_row(execution: Execution, batch: Batch) -> float:
 
 def _packed(execution: Execution) -> bool:
     return execution.pack and execution.line is None
+
+
+def _compiled_bytes(execution: Execution, step_of: Callable[[Batch], object], batch: int, steps: float) -> int:
+    """What oneDNN keeps of its products for all numbers of rows in the run's batches of texts: of what two numbers took that it had not
+    met, as much for each."""
+    source = execution.sources["train"]
+    if source.lengths is None or not execution.compiles_by_shape:
+        return 0
+    epochs = range(math.ceil(min(_EPOCHS, steps * batch / source.rows, 1 + _ROWS / source.rows)))
+    sizes = {_filled(execution, size) for epoch in epochs for size in _positions(execution, source, batch, epoch).tolist()}
+    fresh: dict[int, np.ndarray] = {}
+    few = (spread(source.rows, count) for count in range(4, batch + 1))
+    for rows in itertools.chain(few, epoch_batches(source.rows, batch, 0, 1, source.lengths)):
+        fresh.setdefault(_filled(execution, _computed(execution, rows)), rows)
+        if len(fresh) == 3:
+            break
+    taken = []
+    for rows in fresh.values():
+        step_of(_at_the_line(execution, rows))
+        taken.append(resident_bytes() - taken_bytes())
+    each = (taken[-1] - taken[0]) / max(1, len(taken) - 1)
+    return int(max(0, len(sizes) - _MET) * max(0.0, each))
+
+
+def _filled(execution: Execution, tokens: int) -> int:
+    """What so many tokens are filled up to."""
+    return tokens + (-tokens % fill_multiple(tokens) if _packed(execution) else 0)
 
 
 def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int, int]:
@@ -272,19 +324,19 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], batch: int) -> int | None:
+def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], batch: int, clears: bool) -> tuple[int | None, bool]:
     """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows; or, where that is more,
-    while the rows of its store go through the frozen prefix."""
+    while the rows of its store go through the frozen prefix. And whether gradients are counted, as where they are cleared after each
+    batch and the whole batch was run: of fewer rows, they would hide what the others add."""
     source = execution.sources["train"]
     texts = source.lengths is not None  # whose labels need not be one for each row; of images behind a line only they are repeated
-    counts = [len(one.rows if texts else one.labels) for one in pair]
-    step = _bytes_needed(
-        functools.partial(forward_and_backward, execution, loss), pair, counts, min(batch, len(_heaviest(execution, batch)))
-    )
+    counts, whole = [len(one.rows if texts else one.labels) for one in pair], min(batch, len(_heaviest(execution, batch)))
+    clears = clears and counts[1] >= whole
+    step = _bytes_needed(functools.partial(_step, execution, loss, clears), pair, counts, whole)
     if step is None or execution.line is None:
-        return step
+        return step, clears
     few = [heaviest_rows(execution, batch, count) if texts else source.encode(spread(source.rows, count), 0) for count in (2, 3)]
-    return max(step, _bytes_needed(execution.prefix, few, [len(one.rows) for one in few], prefix_rows(source)) or 0)
+    return max(step, _bytes_needed(execution.prefix, few, [len(one.rows) for one in few], prefix_rows(source)) or 0), clears
 
 
 def _bytes_needed(work: Callable[[Batch], object], pair: Sequence[Batch], counts: Sequence[int], rows: int) -> int | None:

@@ -153,6 +153,9 @@ class Recorder:
         self.run.write_json("cost.json", cost)
 
     def _put_back_best(self, counters: Counters) -> None:
+        """The weights of the best epoch, or their average; after the last step they are there already where it was the best."""
+        if counters.best_step in (None, counters.step) and self.plan.recipe.train.ema is None:
+            return
         _, tensors, _ = load_checkpoint(self.folder / f"step-{counters.best_step or counters.step:08d}")
         copy_into(self.plan.model.module, tensors["learning"], everything=self.everything)
         averages, parameters = tensors.get("ema", {}), dict(self.plan.model.module.named_parameters())

@@ -176,7 +176,7 @@ def test_an_epoch_of_batches_of_several_lengths(texts, tmp_path, monkeypatch):
         seen = []
 
         def seconds(work, budget, once, power=power, seen=seen):
-            seen.append(work.args[2].inputs["attention_mask"].numel())
+            seen.append(work.args[-1].inputs["attention_mask"].numel())
             return float(seen[-1]) ** power
 
         monkeypatch.setattr(probe_module, "usual_seconds", seconds)
@@ -224,13 +224,16 @@ def test_what_is_needed_of_many_rows_lies_on_a_line_through_few_and_more(digits,
 
 
 @pytest.mark.skipif(use_large_blocks() is not None, reason="tensors come from another allocator")
-def test_the_peak_of_a_step_is_measured(texts, digits, tmp_path):
-    """Of the heaviest batch of texts, and of images: what lives at once, with gradients that are there before."""
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_peak_of_a_step_is_measured(accumulate, texts, digits, tmp_path):
+    """Of the heaviest batch of texts, and of images: what lives at once, with gradients where they were cleared before."""
     for number, (data, model) in enumerate([(texts, fl.load("transformer", data=texts, width=64, depth=2)), (digits, cnn(digits))]):
         execution = plan(model, data, tmp_path / str(number), adapt="full", batch=16).execution
-        found = probe(execution, mean_loss, 16)
+        found = probe(execution, mean_loss, 16, accumulate=accumulate)
+        assert found.has_gradients == (accumulate == 1)
         heavy = probe_module.heaviest_rows(execution, 16, 16)
-        probe_module.forward_and_backward(execution, mean_loss, heavy)
+        if accumulate == 2:
+            probe_module.forward_and_backward(execution, mean_loss, heavy)
         actual = bytes_needed(lambda: probe_module.forward_and_backward(execution, mean_loss, heavy))  # noqa: B023
         assert found.saved_bytes + found.transient_bytes == pytest.approx(actual, rel=0.05)
         execution.model.module.zero_grad()
@@ -259,5 +262,31 @@ def test_the_heaviest_batch_may_have_few_rows(monkeypatch):
     seen = []
     monkeypatch.setattr(probe_module, "_bytes_needed", lambda work, pair, counts, rows: seen.append((counts, rows)))
     few = SimpleNamespace(rows=heaviest[:1])
-    probe_module._step_needs(execution, mean_loss, (few, SimpleNamespace(rows=heaviest)), 8)
+    probe_module._step_needs(execution, mean_loss, (few, SimpleNamespace(rows=heaviest)), 8, True)
     assert seen == [([1, 2], 2)]
+
+
+@pytest.mark.parametrize("pack", ["on", "off"])
+def test_what_onednn_keeps_for_each_number_of_rows(pack, texts, tmp_path, monkeypatch):
+    """Two that it has not met tell what one takes; none where another multiplies."""
+    made = bert_with_lora(texts, tmp_path, pack=pack, precision="bf16", batch=3)
+    execution, stepped = made.execution, []
+    source = execution.sources["train"]
+    assert execution.compiles_by_shape and execution.pack == (pack == "on")
+    monkeypatch.setattr(probe_module, "resident_bytes", lambda: 1000 * len(stepped))
+    monkeypatch.setattr(probe_module, "taken_bytes", lambda: 0)
+    monkeypatch.setattr(probe_module, "_MET", 0)
+
+    def step(batch):
+        stepped.append(int(batch.inputs["attention_mask"].sum()) if execution.pack else batch.inputs["attention_mask"].numel())
+
+    sizes = set()
+    for epoch in range(2):
+        for rows in epoch_batches(source.rows, 3, 0, epoch, source.lengths):
+            tokens = int(source.lengths[rows].sum())
+            sizes.add(-(-tokens // 32) * 32 if execution.pack else len(rows) * int(source.lengths[rows].max()))
+    steps = 2 * source.rows / 3
+    assert probe_module._compiled_bytes(execution, step, 3, steps) == 1000 * len(sizes)
+    assert len({-(-size // 32) if execution.pack else size for size in stepped}) == len(stepped) == 3, "each another number"
+    execution.precision = "fp32"
+    assert probe_module._compiled_bytes(execution, step, 3, steps) == 0

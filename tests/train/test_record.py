@@ -51,6 +51,13 @@ def test_the_best_epoch_is_what_is_saved(data, tmp_path, results):
     assert any(not torch.equal(found[name], tensor) for name, tensor in last.items())
 
 
+def test_the_last_epoch_as_the_best_is_not_read_again(data, tmp_path, results, monkeypatch):
+    results([0.1, 0.2])
+    monkeypatch.setattr(record, "load_checkpoint", lambda path: pytest.fail(f"{path} was read"))
+    run = fl.train(plan(cnn(data), data, tmp_path / "run", epochs=2), quiet=True)
+    assert all(torch.equal(saved(run)[name], tensor) for name, tensor in weights_at(run, 4).items())
+
+
 def test_best_by_loss_takes_the_smallest(data, tmp_path, results):
     results([0.1, 0.2, 0.3], loss=[2.0, 1.0, 1.5])
     run = fl.train(plan(cnn(data), data, tmp_path / "run", epochs=3, best_by="loss"), quiet=True)
