@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from frostline.data.preprocess import ImagePreprocess
 from frostline.device import device_of
@@ -43,6 +43,8 @@ Rebuild = Callable[[nn.Module, dict[str, Any]], nn.Module]
 """(module, card.arguments["adapt"]) → the module with its adapters in place; comes from frostline.adapt, to the right of here."""
 
 _GPU_ROUNDS = 2e-2
+_RANDOM = {f"{kind}{law}_" for kind in ("", "kaiming_", "xavier_", "trunc_") for law in ("normal", "uniform")}
+"""Of ``torch.nn.init``, and of tensors."""
 _PROBES = ("A text to compare the tokenizers by: it's 3.14, isn't it?", "用来比较分词器的一句话，ＡＢＣ１２３。", "")
 
 
@@ -255,13 +257,16 @@ def _skeleton(saved: Saved, state: dict[str, Tensor], folder: Path, module: nn.M
     return rebuild(made, adapt)
 
 
-class _WithoutRandomWeights(TorchDispatchMode):
+class _WithoutRandomWeights(TorchFunctionMode):
     """Within, weights are zeros: each will be read from the file, and drawing a hundred million takes seconds."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default):
-            return args[0].zero_()  # within any bounds, for those that draw until they are
-        return func(*args, **(kwargs or {}))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") not in _RANDOM:
+            return func(*args, **kwargs)
+        tensor: Tensor = args[0] if args else kwargs["tensor"]
+        with torch.no_grad():
+            return tensor.zero_()  # within any bounds, for those that draw until they are
 
 
 def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:

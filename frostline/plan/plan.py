@@ -50,7 +50,7 @@ from frostline.plan.passes import (
     reference,
     threads,
 )
-from frostline.plan.probe import Loss, Probe, probe, take_an_empty_step
+from frostline.plan.probe import Loss, Probe, probe
 from frostline.recipe import Recipe
 from frostline.tasks import get_task
 from frostline.tasks.losses import balanced_weights
@@ -164,7 +164,6 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     _refuse_single_rows(recipe, execution)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
-    take_an_empty_step()
     here = machine(device)
     kept = allocator.propose(recipe) if device.type == "cpu" else None
     types = precision.propose(recipe, here)

@@ -136,14 +136,6 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
     return result
 
 
-def take_an_empty_step() -> None:
-    """The first step of an optimiser in a process imports torch's compiler: seconds, and a hundred megabytes that stay. Taken before
-    the plan measures, so that they are no surprise of the run."""
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    torch.optim.SGD([parameter]).step()
-
-
 def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float, encode_row: float) -> Batch:
     """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length.
 

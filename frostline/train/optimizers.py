@@ -18,6 +18,8 @@ step brings both into the weight's layout.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -137,14 +139,22 @@ def _as_state(value: Tensor, parameter: nn.Parameter, full_name: str, part: torc
 def _single(groups: list[dict[str, Any]], recipe: TrainRecipe) -> torch.optim.Optimizer:
     optim = torch.optim
     builders: dict[str, Callable[[], torch.optim.Optimizer]] = {
-        "sgd": lambda: optim.SGD(groups, momentum=recipe.momentum, nesterov=_nesterov(recipe), fused=True),
-        "adam": lambda: optim.Adam(groups, fused=True),
-        "adamw": lambda: optim.AdamW(groups, fused=True),
-        "adafactor": lambda: optim.Adafactor(groups),
-        "rmsprop": lambda: optim.RMSprop(groups, momentum=recipe.momentum),
-        "lion": lambda: require("lion_pytorch", "lion", "the optimiser lion").Lion(groups),
+        "sgd": lambda: _light(optim.SGD)(groups, momentum=recipe.momentum, nesterov=_nesterov(recipe), fused=True),
+        "adam": lambda: _light(optim.Adam)(groups, fused=True),
+        "adamw": lambda: _light(optim.AdamW)(groups, fused=True),
+        "adafactor": lambda: _light(optim.Adafactor)(groups),
+        "rmsprop": lambda: _light(optim.RMSprop)(groups, momentum=recipe.momentum),
+        "lion": lambda: _light(require("lion_pytorch", "lion", "the optimiser lion").Lion)(groups),
     }
     return builders[recipe.optimizer]()
+
+
+@functools.cache
+def _light(kind: Any) -> Any:
+    """The class without the wrappers that tell torch's compiler what not to look into: their first call imports it, which takes a second
+    and 74 MB that stay. What they wrap is the class's own."""
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _nesterov(recipe: TrainRecipe) -> bool:
@@ -165,9 +175,9 @@ def _muon(groups: list[dict[str, Any]], recipe: TrainRecipe) -> Both:
         )
     for group in rest:
         group["lr"] = group["initial_lr"] = group["lr"] * MUON_TO_ADAMW
-    parts: list[torch.optim.Optimizer] = [torch.optim.Muon(hidden, momentum=recipe.momentum)]
+    parts: list[torch.optim.Optimizer] = [_light(torch.optim.Muon)(hidden, momentum=recipe.momentum)]
     if rest:
-        parts.append(torch.optim.AdamW(rest, fused=True))
+        parts.append(_light(torch.optim.AdamW)(rest, fused=True))
         parts[1].register_step_pre_hook(_align_layouts)
     return Both(parts)
 

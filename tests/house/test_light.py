@@ -27,6 +27,15 @@ except SystemExit:
     pass
 sys.argv[1:] = names
 """
+TRAINING = """import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import inputs
+import frostline as fl
+with tempfile.TemporaryDirectory() as folder:
+    data = fl.prepare(inputs.digits_folder(Path(folder), 80, 16))
+    fl.train(fl.plan(fl.load("cnn", data=data, width=8, depth=1), data, epochs=2, out=folder + "/run"), quiet=True)
+"""
 LISTING = "print(*[name for name in sys.argv[1:] if name in sys.modules])"
 
 
@@ -57,6 +66,11 @@ def test_it_starts_quickly(arguments: tuple[str, ...]) -> None:
 def test_nothing_heavy_is_imported(program: str) -> None:
     found = python("-c", program + LISTING, *HEAVY).splitlines()[-1]
     assert not found, f"imported too early: {found}; see what imports it with: python -X importtime -c 'import frostline'"
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    """Where nothing is compiled, PyTorch's compiler would cost each run a second and 74 MB."""
+    assert not python("-c", TRAINING + LISTING, "torch._dynamo", "torch._inductor", "sympy").strip()
 
 
 def test_help_names_the_verbs() -> None:
