@@ -23,7 +23,8 @@ from frostline.data.loader import Batch, spread
 from frostline.kernels import int8_chain, row_kernels
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower, smoothing
+from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.smoothed_product import SmoothedProduct, smoothing
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -72,7 +73,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
-    if smooth := sum(isinstance(products[item.name], SmoothedInt8Product) for item in kept):
+    if smooth := sum(isinstance(products[item.name], SmoothedProduct) for item in kept):
         change += f"; outliers of {smooth} are smoothed"
     if not all(item.convolves for item in kept) and (slow := row_kernels.library.missing):
         change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
@@ -98,12 +99,13 @@ def _not_lowered(item: FrozenLayer) -> bool:
 def _product(item: FrozenLayer, *numbers: float) -> FrozenProduct:
     if item.unit:
         return Int8Convolution(item.unit, low=numbers[0], high=numbers[1])
-    return SmoothedInt8Product(item.layer.weight, [int(n) for n in numbers]) if numbers else Int8Product(item.layer.weight)
+    plain = Int8Product(item.layer.weight)
+    return SmoothedProduct(plain, [int(n) for n in numbers]) if numbers else plain
 
 
 def _numbers(item: FrozenLayer, product: FrozenProduct | None = None) -> list[float]:
     """What a product is made of beside its layer: of a convolution the range of what comes in; a linear layer finds it row by row."""
-    if isinstance(product, SmoothedInt8Product):
+    if isinstance(product, SmoothedProduct):
         return list(product.exponents)
     return [item.low, item.high] if item.convolves else []
 
@@ -184,7 +186,7 @@ def _smooth(
     with observed(execution.model.module, linear, see):
         execution.forward(batch)
     smoothed: dict[str, FrozenProduct] = {
-        name: SmoothedInt8Product(item.layer.weight, smoothing(item.layer.weight, largest[name])) for name, item in linear.items()
+        name: SmoothedProduct(Int8Product(item.layer.weight), smoothing(item.layer.weight, largest[name])) for name, item in linear.items()
     }
     better = {
         name: error

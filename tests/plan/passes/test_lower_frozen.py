@@ -13,7 +13,8 @@ from torch import Tensor, nn
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower
+from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.smoothed_product import SmoothedProduct
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.frozen_layers import frozen_layers
@@ -105,14 +106,14 @@ def test_outliers_are_smoothed_before_a_layer_is_given_up(tmp_path: Path, monkey
     changes = iter([1.0, 0.0])
     planned = made("smoothed", lambda before, after: next(changes, 0.0))
     products = planned.execution.products
-    smoothed = sorted(name.split(".")[-2] for name, product in products.items() if isinstance(product, SmoothedInt8Product))
+    smoothed = sorted(name.split(".")[-2] for name, product in products.items() if isinstance(product, SmoothedProduct))
     assert len(products) == 14 and {"q_proj", "k_proj", "v_proj"} <= set(smoothed)
     assert f"outliers of {len(smoothed)} are smoothed" in decision(planned).why
     settings = decision(planned).settings["layers"]
     name = "model.layers.0.self_attn.q_proj.base"
     assert settings[name] == products[name].exponents and max(settings[name]) == settings[name][3] >= 3
     plain = made("plain", lambda before, after: 0.0)
-    assert not any(isinstance(product, SmoothedInt8Product) for product in plain.execution.products.values())
+    assert not any(isinstance(product, SmoothedProduct) for product in plain.execution.products.values())
     x = torch.randn(40, 16)
     x[:, 3] *= 200
     layer = planned.model.module.get_submodule(name)
