@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional
 
 from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.int8_gpu_product import Int8GpuProduct
 from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.kernels.smoothed_product import SmoothedProduct, smoothing
 
 
-@pytest.mark.parametrize("kind", [Int8Product])
+@pytest.mark.parametrize("kind", [Int8Product, Int8GpuProduct])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_outliers_of_a_few_columns_are_smoothed(dtype: torch.dtype, kind: type[FrozenProduct]) -> None:
     if kind is Int8Product and not can_lower(torch.zeros(1)):
