@@ -4,8 +4,8 @@ The network itself says it (:func:`device_of`): whatever is brought to it goes t
 comes back. What is begun on a GPU is done later, so a clock waits (:func:`wait`).
 
 No GPU has run this yet. The tests use a device of PyTorch's that is none, whose memory is the host's (tests/stand_in_device.py): it shows
-that the numbers are those of the processor, and that no operation mixes the two. How fast a GPU is, its counts of memory, bf16 by its own
-products, its running out of memory, copies that do not wait, and all that MPS lacks (float64) were not seen.
+that the numbers are those of the processor, and that no operation mixes the two. How fast a GPU is, its counts of memory, bf16, int8 and
+fp8 by its own products, its running out of memory, copies that do not wait, and all that MPS lacks (float64) were not seen.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ def wait() -> None:
 def name_of(device: torch.device) -> str:
     """What a GPU calls itself, for people and for telling two apart."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} of {platform.processor() or platform.machine()}"
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Which kinds of numbers a CUDA GPU multiplies, as NVIDIA counts: (7, 5) int8, (8, 9) fp8, (9, 0) Hopper. (0, 0) of all else, AMD's
+    among them, whose numbers mean something else."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0, 0
+    return torch.cuda.get_device_capability(device)
 
 
 def allocated_bytes(device: torch.device) -> int:

@@ -21,10 +21,10 @@ import frostline as fl
 import frostline.device
 from frostline import api
 from frostline.data.dataset import Dataset
-from frostline.kernels import hosted_weights
+from frostline.kernels import hosted_weights, row_scaled_product
 from frostline.kernels.large_blocks import bytes_needed
 from frostline.models.save import _same_outputs
-from frostline.plan import machine
+from frostline.plan import frozen_layers, machine
 from frostline.plan.plan import Plan
 from frostline.recipe import TrainRecipe
 from frostline.train import loop
@@ -91,6 +91,7 @@ def main(library: Path, place: Path) -> dict[str, Any]:
     results["texts"] |= _in_bf16(place)
     results["short"] = _short_of_memory(place, library, device)
     results["hosted"] = _hosted(place)
+    results["eight bits"] = _in_eight_bits(place)
     results["waits"] = stand_in_device.waits(library)
     return results
 
@@ -104,13 +105,7 @@ def _compared(make: Make, place: Path, device: torch.device) -> dict[str, Any]:
     here = fl.train(make(place / "here", device="cpu"), quiet=True)
     planned = make(place / "there")
     there = fl.train(planned, quiet=True)
-    with contextlib.suppress(Interrupted):
-        usual, loop.stop_on_interrupt = loop.stop_on_interrupt, stopping(3)
-        try:
-            fl.train(make(place / "stopped"), quiet=True)
-        finally:
-            loop.stop_on_interrupt = usual
-    resumed = api.resume(str(place / "stopped"), quiet=True)
+    resumed = _stopped_and_resumed(make(place / "stopped"), 3)
     module, whole, gone_on = planned.model.module, saved(there), saved(resumed)
     return {
         "losses": {"cpu": _losses(here), "device": _losses(there), "resumed": _losses(resumed)},
@@ -122,6 +117,17 @@ def _compared(make: Make, place: Path, device: torch.device) -> dict[str, Any]:
         "metrics": [fl.evaluate(there, model=model).metrics for model in (planned.model, None)],
         "predicted": [_predicted(model, there.data) for model in (planned.model, fl.load(there))],
     }
+
+
+def _stopped_and_resumed(planned: Plan, step: int) -> Run:
+    """Trained, stopped during the step of that number, and gone on with."""
+    with contextlib.suppress(Interrupted):
+        usual, loop.stop_on_interrupt = loop.stop_on_interrupt, stopping(step)
+        try:
+            fl.train(planned, quiet=True)
+        finally:
+            loop.stop_on_interrupt = usual
+    return api.resume(str(planned.recipe.out), quiet=True)
 
 
 def _losses(run: Run) -> list[float]:
@@ -182,19 +188,36 @@ def _hosted(place: Path) -> dict[str, Any]:
     asked = make(place / "hosted" / "asked", offload="on", **options)
     places = {name: str(tensor.device) for name, tensor in asked.model.module.state_dict().items()}
     run = fl.train(asked, quiet=True)
-    with contextlib.suppress(Interrupted):
-        usual, loop.stop_on_interrupt = loop.stop_on_interrupt, stopping(2)
-        try:
-            fl.train(make(place / "hosted" / "stopped", offload="on", **options), quiet=True)
-        finally:
-            loop.stop_on_interrupt = usual
-    resumed = api.resume(str(place / "hosted" / "stopped"), quiet=True)
+    resumed = _stopped_and_resumed(make(place / "hosted" / "stopped", offload="on", **options), 2)
     return {
         "losses": [_losses(one) for one in (whole, run, resumed)],
         "blocks": [one.settings["blocks"] for one in asked.decisions if one.what == "offload"],
         "places": places,
         "taken": [one.cost["actual"]["peak_bytes"] for one in (whole, run)],
     }
+
+
+def _in_eight_bits(place: Path) -> dict[str, Any]:
+    """Frozen linear layers in 8 bits, as on GPUs of three generations."""
+    frozen_layers._SMALLEST = 1  # these are small
+    make, adapt = chat(place / "hosted"), {"method": "lora", "rank": 2}
+    found: dict[str, Any] = {}
+    for name, version in {"none": (7, 0), "int8": (8, 0), "fp8": (9, 0)}.items():
+        row_scaled_product.capability = lambda device, version=version: version if device.type == stand_in_device.NAME else (0, 0)
+        options = {"adapt": adapt, "epochs": 1, "int8": "on"}
+        planned = make(place / name, **options)
+        run = fl.train(planned, quiet=True)
+        resumed = _stopped_and_resumed(make(place / f"{name} stopped", **options), 2)
+        hosted = make(place / f"{name} hosted", offload="on", pack="off", **options)
+        found[name] = {
+            "losses": [_losses(run), _losses(resumed)],
+            "same_after_resume": all(torch.equal(tensor, saved(run)[key]) for key, tensor in saved(resumed).items()),
+            "decisions": [(one.what, one.on, one.why, one.costs) for one in planned.decisions],
+            "layers": {name: product.lowered_to for name, product in planned.execution.products.items()},
+            "tolerance": planned.execution.tolerance,
+            "hosted": list(hosted.execution.products),
+        }
+    return found
 
 
 def _of_itself(device: torch.device) -> dict[str, Any]:

@@ -19,7 +19,20 @@ import torch
 from torch import nn
 
 import frostline.device as subject
-from frostline.device import CPU, accelerator, available_bytes, bytes_needed, choose, device_of, finest, missing, moved, peak_bytes, wait
+from frostline.device import (
+    CPU,
+    accelerator,
+    available_bytes,
+    bytes_needed,
+    capability,
+    choose,
+    device_of,
+    finest,
+    missing,
+    moved,
+    peak_bytes,
+    wait,
+)
 from frostline.errors import RecipeError
 from tests import stand_in_device
 
@@ -78,6 +91,15 @@ def test_the_counts_of_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     mps = torch.device("mps", 0)
     assert available_bytes(mps) == 70 and peak_bytes(mps) == 50
     assert bytes_needed(lambda: None, mps) is None
+
+
+def test_which_generation_a_gpu_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert capability(torch.device("cuda", 0)) == (8, 9)
+    assert capability(CPU) == capability(torch.device("mps", 0)) == (0, 0)
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    assert capability(torch.device("cuda", 0)) == (0, 0), "AMD counts otherwise"
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +183,28 @@ def test_weights_that_do_not_fit_are_brought_there_as_they_are_needed(runs: dict
     assert len(at_home) > 5 and all(name.startswith(tuple(f"{block}." for block in found["blocks"][0])) for name in at_home)
     assert any(name.startswith(first) for name in at_home) and not any("lora_" in name for name in at_home)
     assert found["taken"][1] < found["taken"][0]
+
+
+@pytest.mark.parametrize("numbers", ["int8", "fp8"])
+def test_frozen_layers_in_8_bits(numbers: str, runs: dict[str, Any]) -> None:
+    """The losses are near those of the plain run, the run goes on bit for bit, and weights that stay at home are left as they are."""
+    found, plain = runs["eight bits"][numbers], runs["eight bits"]["none"]
+    decisions = {what: (on, why) for what, on, why, _ in found["decisions"]}
+    on, why = decisions["lower_frozen"]
+    assert on and f"14 of 14 frozen linear layers in {numbers}; loss on held-out" in why
+    assert not {"prepack_frozen", "fuse_convolutions"} & set(decisions) and "C++" not in why
+    assert len(found["layers"]) == 14 and set(found["layers"].values()) == {numbers}
+    assert found["tolerance"] == {"int8": 2e-2, "fp8": 6e-2}[numbers]
+    (losses, resumed), (without, _) = found["losses"], plain["losses"]
+    assert losses == resumed and found["same_after_resume"]
+    assert losses != without and np.allclose(losses, without, rtol=0.02)
+    assert found["hosted"] == []
+
+
+def test_a_gpu_that_multiplies_no_8_bits(runs: dict[str, Any]) -> None:
+    found = runs["eight bits"]["none"]
+    ((on, why),) = [(on, why) for what, on, why, _ in found["decisions"] if what == "lower_frozen"]
+    assert not on and why == "this build of PyTorch has no fast products in 8 bits for them here" and found["layers"] == {}
 
 
 def test_the_stand_in_itself(runs: dict[str, Any]) -> None:

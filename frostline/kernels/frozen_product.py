@@ -8,10 +8,21 @@ where the weight has been written to since.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class QuantisedRows(NamedTuple):
+    """Rows (of what comes in, or of a weight) in 8 bits."""
+
+    steps: Tensor
+    """(rows, columns)"""
+    scales: Tensor
+    """What a step is worth, float32 (rows, 1)."""
+    dtype: torch.dtype
+    """Of the rows as they were, and of what comes out."""
 
 
 class FrozenProduct(ABC):
@@ -19,12 +30,17 @@ class FrozenProduct(ABC):
 
     bytes_per_number: float
     """That one form takes; there is one for each direction."""
-    exact: bool = True
-    """Whether only the order of sums differs from the plain product."""
+    lowered_to: str = ""
+    """The numbers of 8 bits that it multiplies, "int8" or "fp8"; none where it multiplies as the layer does."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
         self._forms: dict[bool, tuple[object, Any]] = {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether only the order of sums differs from the plain product."""
+        return not self.lowered_to
 
     @property
     def outputs(self) -> int:
@@ -34,8 +50,12 @@ class FrozenProduct(ABC):
         """Whether it multiplies numbers of this type."""
         return dtype in (torch.float32, torch.bfloat16)
 
+    def ready(self, rows: Tensor) -> Any:
+        """What :meth:`forward` takes in place of rows that several products of this class multiply."""
+        return rows
+
     def forward(self, rows: Any, bias: Tensor | None) -> Tensor:
-        """(rows, inputs) → (rows, outputs), a new tensor; rows, or what :meth:`multiply` takes for them."""
+        """(rows, inputs) → (rows, outputs), a new tensor; rows, or what :meth:`ready` makes of them."""
         return self.multiply(rows, self._form(transposed=False), bias)
 
     def gradient(self, grad: Tensor) -> Tensor:

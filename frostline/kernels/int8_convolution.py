@@ -33,7 +33,7 @@ class Int8Convolution(FrozenConvolution):
     """Computes a unit; ``low`` and ``high``: the range of what comes in."""
 
     bytes_per_number = 1
-    exact = False
+    lowered_to = "int8"
 
     def __init__(self, unit: ConvolutionUnit, *, low: float, high: float) -> None:
         super().__init__(unit)

@@ -14,13 +14,12 @@ narrow for 8-bit activations: there they have 7 bits (half is 63, not 127), and 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.frozen_product import FrozenProduct, QuantisedRows
 from frostline.kernels.row_kernels import SMALLEST, quantise_rows, scale_rows
 
 
@@ -34,20 +33,6 @@ def can_lower(weight: Tensor) -> bool:
 def largest_activation() -> int:
     """Of the unsigned activations of a product."""
     return 255 if torch.cpu._is_vnni_supported() else 127
-
-
-class QuantisedRows(NamedTuple):
-    """Rows as :func:`~frostline.kernels.row_kernels.quantise_rows` gives them."""
-
-    steps: Tensor
-    scales: Tensor
-    dtype: torch.dtype
-    """Of the rows, and of what comes out."""
-
-
-def quantised(rows: Tensor) -> QuantisedRows:
-    """Rounded once, for any number of products."""
-    return QuantisedRows(*quantise_rows(rows, largest_activation() // 2), rows.dtype)
 
 
 class Int8Form(NamedTuple):
@@ -71,7 +56,11 @@ class Int8Product(FrozenProduct):
     """The product in int8; what comes in and goes out is float32 or bfloat16."""
 
     bytes_per_number = 1
-    exact = False
+    lowered_to = "int8"
+
+    def ready(self, rows: Tensor) -> QuantisedRows:
+        """Rounded once, for any number of products."""
+        return QuantisedRows(*quantise_rows(rows, largest_activation() // 2), rows.dtype)
 
     def make(self, weight: Tensor) -> Int8Form:
         quantised, scales = quantise_weight(weight)
@@ -79,38 +68,9 @@ class Int8Product(FrozenProduct):
         return Int8Form(packed=packed, scales=scales, zeros=torch.zeros(len(weight), dtype=torch.int64))
 
     def multiply(self, rows: Tensor | QuantisedRows, form: Int8Form, bias: Tensor | None) -> Tensor:
-        steps, scales, dtype = rows if isinstance(rows, QuantisedRows) else quantised(rows)
+        steps, scales, dtype = rows if isinstance(rows, QuantisedRows) else self.ready(rows)
         middle = largest_activation() // 2 + 1
         y = torch.ops.onednn.qlinear_pointwise(
             steps, 1.0, middle, form.packed, form.scales, form.zeros, None, 1.0, 0, dtype, "none", [], ""
         )
         return scale_rows(y, scales, bias)
-
-
-class SmoothedInt8Product(Int8Product):
-    """The same where a few columns of what comes in are far larger than the others, and would take all its steps:
-
-        x Wᵀ = (x / f) (W f)ᵀ        f = √(max |x| / max |W|), for each column
-
-    so that both have outliers of like size (SmoothQuant, Xiao et al., ICML 2023). Factors are powers of two: dividing by them is exact.
-    """
-
-    def __init__(self, weight: Tensor, exponents: Sequence[int]) -> None:
-        super().__init__(weight)
-        self.exponents = list(exponents)
-        self._factors = torch.exp2(torch.tensor(self.exponents, dtype=torch.float32))
-
-    def forward(self, rows: Any, bias: Tensor | None) -> Tensor:
-        return super().forward(rows * (1 / self._factors).to(rows.dtype), bias)
-
-    def matrix(self, transposed: bool) -> Tensor:
-        """A gradient, whose columns are the outputs, is multiplied by the weight as it is."""
-        return super().matrix(True) if transposed else super().matrix(False) * self._factors.to(self.weight.dtype)
-
-
-def smoothing(weight: Tensor, largest: Tensor) -> list[int]:
-    """The exponents of the factors, by the largest magnitudes of each column of what comes in (inputs,); 0 in the middle, for only
-    their ratios matter."""
-    magnitudes = weight.detach().float().abs().amax(0).clamp_min(SMALLEST)
-    exponents = (torch.log2(largest.float().clamp_min(SMALLEST) / magnitudes) / 2).clamp(-60, 60)
-    return (exponents - exponents.median()).round().int().tolist()

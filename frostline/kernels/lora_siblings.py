@@ -25,7 +25,6 @@ from torch.autograd.function import once_differentiable
 
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.kernels.frozen_product import FrozenProduct
-from frostline.kernels.int8_product import Int8Product, QuantisedRows, quantised
 from frostline.kernels.precision import cast, no_autocast
 from frostline.models.model import with_own
 
@@ -52,7 +51,7 @@ class _LoraSiblings(Function):
             whole = torch.cat(a).to(x.dtype)
             b = tuple(one.to(x.dtype) for one in b)
             lows = (rows @ whole.t()).split([len(one) for one in a], dim=1)
-            outputs, shared = [], list[QuantisedRows]()
+            outputs, shared = [], dict[type, Any]()
             for base, bias, low, one, scaling in zip(bases, biases, lows, b, scalings, strict=True):
                 outputs.append(_product(base, rows, bias, shared).addmm_(low, one.t(), alpha=scaling).view(*x.shape[:-1], -1))
         ctx.layers, ctx.shape, ctx.types = (bases, scalings), x.shape, [one.dtype for one in factors]
@@ -75,15 +74,13 @@ class _LoraSiblings(Function):
         return dx, None, *factors
 
 
-def _product(base: Base, rows: Tensor, bias: Tensor | None, shared: list[QuantisedRows]) -> Tensor:
-    """A layer's own; rows that are rounded for one product in int8 are ``shared`` with the next."""
+def _product(base: Base, rows: Tensor, bias: Tensor | None, shared: dict[type, Any]) -> Tensor:
+    """A layer's own; rows that are rounded for one product in 8 bits are ``shared`` with the next of its class."""
     if isinstance(base, Tensor):
         return nn.functional.linear(rows, base, bias)
-    if type(base) is not Int8Product:
-        return base.forward(rows, bias)
-    if not shared:
-        shared.append(quantised(rows))
-    return base.forward(shared[0], bias)
+    if type(base) not in shared:
+        shared[type(base)] = base.ready(rows)
+    return base.forward(shared[type(base)], bias)
 
 
 def _through(grads: Sequence[Tensor], bases: Sequence[Base]) -> Tensor:

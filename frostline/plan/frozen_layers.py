@@ -76,10 +76,13 @@ class FrozenLayer:
 
 
 def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
-    """The layers that a few rows pass through; ``batch``: rows of a training batch. On a GPU none: the forms are the processor's."""
+    """The layers that a few rows pass through; ``batch``: rows of a training batch. On a GPU linear ones alone, for convolutions have forms
+    of the processor's only, and none of those whose weights stay in the host's memory."""
     module, source = execution.model.module, execution.sources["train"]
-    layers = _frozen(module)
-    if not layers or device_of(module).type != "cpu":
+    layers = _frozen(module, execution.hosted)
+    if device_of(module).type != "cpu":
+        layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    if not layers:
         return []
     few = source.encode(spread(source.rows, 3), None)
     convolutions = [name for name, layer in layers.items() if isinstance(layer, nn.Conv2d)]
@@ -126,10 +129,11 @@ def seconds_now_and_with(item: FrozenLayer, execution: Execution, product: Froze
     """Of a batch's rows through a layer as it multiplies now, and by a product; of a linear layer that a gradient passes, there and
     back."""
     rows, dtype = item.rows_to_time, computed_in(item, execution)
-    x = torch.randn(rows, *item.row, dtype=dtype)
+    device = item.layer.weight.device
+    x = torch.randn(rows, *item.row, dtype=dtype, device=device)
     if item.convolves and execution.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    grad = torch.randn(rows, item.layer.weight.shape[0], dtype=dtype)
+    grad = torch.randn(rows, item.layer.weight.shape[0], dtype=dtype, device=device)
     back = item.passes_gradient and not item.convolves
 
     def plain() -> None:
@@ -160,7 +164,8 @@ def form_megabytes(layers: Iterable[FrozenLayer], execution: Execution) -> str:
     return f"{sum(sizes) / 1e6:.0f} MB of memory"
 
 
-def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+def _frozen(module: nn.Module, hosted: Iterable[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """``hosted``: blocks that are left out."""
     return {
         name: part
         for name, part in module.named_modules()
@@ -168,6 +173,7 @@ def _frozen(module: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
         and _is_frozen_parameter(part._parameters.get("weight"))  # a pruned or normed weight is made of parameters that may learn
         and "forward" not in vars(part)
         and (type(part) is nn.Conv2d or part.weight.numel() >= _SMALLEST)
+        and not any(name.startswith(f"{block}.") for block in hosted)
     }
 
 

@@ -28,7 +28,7 @@ STATE_NAMES = {
     CACHED: "frozen, computed once and stored 冻结，只算一次并缓存",
     FROZEN: "frozen, run in each step 冻结，每步都算",
     PACKED: "frozen, weights packed once 冻结，权重预打包",
-    INT8: "frozen, multiplied in int8 冻结，以 int8 相乘",
+    INT8: "frozen, multiplied in 8 bits 冻结，以 8 位数相乘",
     LEARNING: "learns 学习",
 }
 

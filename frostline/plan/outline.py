@@ -26,7 +26,7 @@ from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
 
 CACHED, FROZEN, PACKED, INT8, LEARNING = "cached", "frozen", "packed", "int8", "learning"
-"""What numbers are to the plan: run once, run each step, the same with packed weights, the same in int8, and what learns."""
+"""What numbers are to the plan: run once, run each step, the same with packed weights, the same in 8 bits, and what learns."""
 STATES = (CACHED, FROZEN, PACKED, INT8, LEARNING)
 _ROWS = 2
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from frostline.kernels import int8_product
-from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower, largest_activation, smoothing
+from frostline.kernels.int8_product import Int8Product, can_lower, largest_activation
 
 needs_int8 = pytest.mark.skipif(not can_lower(torch.zeros(1)), reason="no fast products of int8 here")
 
@@ -86,27 +86,3 @@ def test_not_elsewhere(machine: str, avx2: bool, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
     assert not can_lower(torch.zeros(1))
     assert not can_lower(torch.zeros(1, device="meta"))
-
-
-@needs_int8
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_outliers_of_a_few_columns_are_smoothed(dtype: torch.dtype) -> None:
-    x, weight = torch.randn(60, 96, generator=torch.Generator().manual_seed(1)), tensors(1)[1]
-    x[:, [7, 50]] *= 300
-    weight[:, 9] = 0
-    x[:, 11] = 0
-    plain, smoothed = Int8Product(weight), SmoothedInt8Product(weight, smoothing(weight, x.abs().amax(0)))
-    exact, bias = functional.linear(x, weight, torch.ones(80)), torch.ones(80, dtype=dtype)
-    errors = [float((one.forward(x.to(dtype), bias).float() - exact).norm(dim=1).div(exact.norm(dim=1)).max()) for one in (plain, smoothed)]
-    small = [float((one.forward(x.to(dtype), None).float() - x @ weight.T).norm()) for one in (plain, smoothed)]
-    assert errors[1] < 0.02 and small[1] < 0.7 * small[0]
-    grad = torch.randn(60, 80, dtype=dtype)
-    assert torch.equal(smoothed.gradient(grad), plain.gradient(grad)), "a gradient has other columns"
-    again = SmoothedInt8Product(weight, smoothed.exponents)
-    assert torch.equal(again.forward(x.to(dtype), bias), smoothed.forward(x.to(dtype), bias))
-
-
-def test_factors_are_the_roots_of_what_columns_differ_by() -> None:
-    weight = torch.tensor([[1.0, 4.0, 1.0], [-1.0, 1.0, 0.5]])
-    assert smoothing(weight, torch.tensor([1.0, 4.0, 64.0])) == [0, 0, 3]
-    assert smoothing(torch.zeros(2, 3), torch.zeros(3)) == [0, 0, 0]

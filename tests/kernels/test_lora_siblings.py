@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from frostline.adapt.lora_layers import LoRALinear
 from frostline.kernels import lora_siblings as subject
+from frostline.kernels.fp8_product import Fp8Product
 from frostline.kernels.frozen_linear import multiplying
 from frostline.kernels.frozen_product import FrozenProduct
+from frostline.kernels.int8_gpu_product import Int8GpuProduct
 from frostline.kernels.int8_product import Int8Product, can_lower
 from frostline.kernels.lora_linear import fused, lora_linear
 from frostline.kernels.lora_siblings import find_siblings, lora_siblings, sharing
 from frostline.kernels.packed_product import PackedProduct, can_pack
+from frostline.kernels.row_scaled_product import RowScaledProduct, works
 
 INPUTS, OUTPUTS, RANKS, SCALINGS = 32, (32, 16, 48), (4, 2, 4), (1.7, 0.5, 2.0)
 NAMES = ["q", "k", "v"]
@@ -97,11 +100,31 @@ def test_frozen_weights_in_forms_of_their_own(kind: str, monkeypatch: pytest.Mon
     lowered = [Int8Product(weight) for weight in weights]
     bases: list[Any] = {"packed": packed, "int8": lowered, "mixed": [weights[0], packed[1], lowered[2]]}[kind]
     rounded: list[int] = []
-    quantised = subject.quantised
-    monkeypatch.setattr(subject, "quantised", lambda rows: rounded.append(1) or quantised(rows))
+    ready = Int8Product.ready
+    monkeypatch.setattr(Int8Product, "ready", lambda self, rows: rounded.append(1) or ready(self, rows))
     tensors = (x, bases, biases, a, b)
-    check(results(together, tensors), results(alone, tensors), 1e-5)
-    assert len(rounded) == (kind != "packed"), "the input is rounded once for all of them"
+    found = results(together, tensors)
+    counted, expected = len(rounded), results(alone, tensors)
+    check(found, expected, 1e-5)
+    backward = {"packed": 0, "int8": 3, "mixed": 1}[kind]
+    assert counted == (kind != "packed") + backward, "the input is rounded once for all of them, and each gradient for itself"
+
+
+def test_rows_are_rounded_once_for_each_kind_of_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those for GPUs: two layers in fp8, and one whose sizes do not fit in int8."""
+    if not works(Fp8Product, torch.device("cpu")):
+        pytest.skip("this build of PyTorch does not multiply fp8 on the processor")
+    x, weights, biases, a, b = operands(torch.float32)
+    bases: list[Any] = [Fp8Product(weights[0]), Int8GpuProduct(weights[1]), Fp8Product(weights[2])]
+    for base in bases:
+        base.forward(x.detach()[0], None), base.gradient(torch.ones(1, base.outputs))  # the weights are rounded
+    rounded: list[type] = []
+    ready = RowScaledProduct.ready
+    monkeypatch.setattr(RowScaledProduct, "ready", lambda self, rows: rounded.append(type(self)) or ready(self, rows))
+    tensors = (x, bases, biases, a, b)
+    found = results(together, tensors)
+    assert rounded == [Fp8Product, Int8GpuProduct, *map(type, bases)], "the input for each kind, and each gradient for itself"
+    check(found, results(alone, tensors), 1e-5)
 
 
 class Attention(nn.Module):

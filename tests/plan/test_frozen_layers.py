@@ -50,6 +50,14 @@ def test_nothing_where_everything_learns(tmp_path: Path) -> None:
     assert frozen_layers(tuned(tmp_path, adapt="full").execution, 6) == []
 
 
+def test_weights_that_stay_at_home_are_left_out(tmp_path: Path) -> None:
+    """The whole block: what of it is on the GPU is too small to gain anything."""
+    execution = tuned(tmp_path).execution
+    execution.hosted = execution.model.blocks[:1]
+    assert [item.name for item in frozen_layers(execution, 6) if item.name.startswith(f"{execution.hosted[0]}.")] == []
+    assert len(frozen_layers(execution, 6)) == 7 + 1
+
+
 def test_small_weights_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     execution = tuned(tmp_path).execution
     monkeypatch.setattr(layers_of, "_SMALLEST", 16 * 32)

@@ -1,10 +1,11 @@
-"""lower_frozen: multiply with frozen weights in int8: linear layers forward and for the gradient that passes through
-(kernels/int8_product.py), and convolutions that no gradient passes, with what follows them (kernels/int8_convolution.py, int8_chain.py).
+"""lower_frozen: multiply with frozen weights in 8 bits: linear layers forward and for the gradient that passes through, in int8, or in
+fp8 on a GPU that has it (kernels/lowered_product.py); on a CPU convolutions that no gradient passes as well, with what follows them, in
+int8 (kernels/int8_convolution.py, int8_chain.py).
 
-Condition: frozen layers that are timed faster so on this CPU. Not exact, so taken with `plan.quality: fast` (or `plan.int8: on`):
-before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT`` outliers of what
-comes in are smoothed, then the layers whose own outputs differ most are left as they are, until it does not. Where the loss does not
-depend on them yet, those outputs decide.
+Condition: frozen layers that are timed faster so where the network is computed. Not exact, so taken with `plan.quality: fast` (or
+`plan.int8: on`): before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT``
+outliers of what comes in are smoothed, then the layers whose own outputs differ most are left as they are, until it does not. Where the
+loss does not depend on them yet, those outputs decide.
 The output layer is never lowered: the gradients of probabilities are too small for 8 bits. What learns stays in floating point.
 """
 
@@ -23,7 +24,9 @@ from frostline.data.loader import Batch, spread
 from frostline.kernels import int8_chain, row_kernels
 from frostline.kernels.frozen_product import FrozenProduct
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower, smoothing
+from frostline.kernels.int8_product import can_lower
+from frostline.kernels.lowered_product import lowered_product
+from frostline.kernels.smoothed_product import SmoothedProduct, smoothing
 from frostline.models.model import evaluating
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
@@ -56,38 +59,41 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     if recipe.plan.int8 == "off":
         return off
     if recipe.plan.int8 == "auto" and recipe.plan.quality == "exact":
-        return replace(off, why="int8 is not exact; plan.quality=fast takes it where it pays")
-    layers = [item for item in layers if can_lower(item.layer.weight)]
-    if not layers:
-        return replace(off, why="this build of PyTorch has no fast products of int8 on this processor")
-    products = {item.name: _product(item, *_numbers(item)) for item in layers}
-    saved = _seconds_saved(layers, products, execution, forced=recipe.plan.int8 == "on")
+        return replace(off, why="products in 8 bits are not exact; plan.quality=fast takes them where they pay")
+    products = {item.name: product for item in layers if (product := _product(item, *_numbers(item))) is not None}
+    if not products:
+        return replace(off, why="this build of PyTorch has no fast products in 8 bits for them here")
+    saved = _seconds_saved([item for item in layers if item.name in products], products, execution, forced=recipe.plan.int8 == "on")
     chosen = [item for item in layers if item.name in saved]
     if not chosen:
-        return replace(off, why="no shape of the frozen layers is multiplied faster in int8 on this machine")
+        return replace(off, why="no shape of the frozen layers is multiplied faster in 8 bits on this machine")
     kept, before, after = _within_limit(chosen, products, execution, loss)
     if not kept:
         why = f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}"
         return replace(off, why=why if after != before else f"what each layer gives would change by more than {_OUTPUT_LIMIT:.0%}")
     execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
+    numbers = " and ".join(sorted({products[item.name].lowered_to for item in kept}))
     change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
-    if smooth := sum(isinstance(products[item.name], SmoothedInt8Product) for item in kept):
+    if smooth := sum(isinstance(products[item.name], SmoothedProduct) for item in kept):
         change += f"; outliers of {smooth} are smoothed"
-    if not all(item.convolves for item in kept) and (slow := row_kernels.library.missing):
+    by_processor = any(not item.convolves and item.layer.weight.device.type == "cpu" for item in kept)
+    if by_processor and (slow := row_kernels.library.missing):
         change += f"; PyTorch rounds the rows, which C++ would do in less time, but {slow}"
     return replace(
-        off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)}; {change}", costs=form_megabytes(kept, execution),
-        saves_seconds=steps * sum(saved[item.name] for item in kept),
+        off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)} in {numbers}; {change}",
+        costs=form_megabytes(kept, execution), saves_seconds=steps * sum(saved[item.name] for item in kept),
         settings={"layers": {item.name: _numbers(item, products[item.name]) for item in kept}},
     )  # fmt: skip
 
 
 def lower(execution: Execution, layers: list[FrozenLayer], ranges: Mapping[str, list[float]]) -> None:
-    """Let the layers of these names multiply in int8; of a convolution, the range of what comes in, of a smoothed layer its exponents."""
+    """Let the layers of these names multiply in 8 bits; of a convolution, the range of what comes in, of a smoothed layer its exponents.
+
+    In the numbers of the device that the run goes on on, which may be another: where it has none, a layer multiplies as it is."""
     for item in layers:
-        if item.name in ranges:
-            execution.products[item.name] = _product(item, *ranges[item.name])
+        if item.name in ranges and (product := _product(item, *ranges[item.name])) is not None:
+            execution.products[item.name] = product
 
 
 def _not_lowered(item: FrozenLayer) -> bool:
@@ -95,15 +101,17 @@ def _not_lowered(item: FrozenLayer) -> bool:
     return item.unit is None or item.layer.weight.numel() < _SMALLEST_KERNEL
 
 
-def _product(item: FrozenLayer, *numbers: float) -> FrozenProduct:
+def _product(item: FrozenLayer, *numbers: float) -> FrozenProduct | None:
+    """None where there is none on this device, or none for such sizes."""
     if item.unit:
-        return Int8Convolution(item.unit, low=numbers[0], high=numbers[1])
-    return SmoothedInt8Product(item.layer.weight, [int(n) for n in numbers]) if numbers else Int8Product(item.layer.weight)
+        return Int8Convolution(item.unit, low=numbers[0], high=numbers[1]) if can_lower(item.layer.weight) else None
+    plain = lowered_product(item.layer.weight)
+    return SmoothedProduct(plain, [int(n) for n in numbers]) if plain is not None and numbers else plain
 
 
 def _numbers(item: FrozenLayer, product: FrozenProduct | None = None) -> list[float]:
     """What a product is made of beside its layer: of a convolution the range of what comes in; a linear layer finds it row by row."""
-    if isinstance(product, SmoothedInt8Product):
+    if isinstance(product, SmoothedProduct):
         return list(product.exponents)
     return [item.low, item.high] if item.convolves else []
 
@@ -111,7 +119,7 @@ def _numbers(item: FrozenLayer, product: FrozenProduct | None = None) -> list[fl
 def _seconds_saved(
     layers: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, forced: bool
 ) -> dict[str, float]:
-    """What a layer saves in a step, by the names of those that are faster in int8 than as they multiply now."""
+    """What a layer saves in a step, by the names of those that are faster in 8 bits than as they multiply now."""
     times: dict[str, tuple[float, float]] = {}
     convolutions = {item.name: item for item in layers if item.convolves}
     for chain in int8_chain.find(execution.model.module, {name: products[name] for name in convolutions}):
@@ -183,9 +191,8 @@ def _smooth(
 
     with observed(execution.model.module, linear, see):
         execution.forward(batch)
-    smoothed: dict[str, FrozenProduct] = {
-        name: SmoothedInt8Product(item.layer.weight, smoothing(item.layer.weight, largest[name])) for name, item in linear.items()
-    }
+    exponents = {name: smoothing(item.layer.weight, largest[name]) for name, item in linear.items()}
+    smoothed = {name: product for name, item in linear.items() if (product := _product(item, *exponents[name])) is not None}
     better = {
         name: error
         for name, error in _output_errors(list(linear.values()), smoothed, execution, batch).items()
@@ -223,7 +230,7 @@ def _mean_loss(execution: Execution, loss: Loss, batch: Batch) -> float:
 def _output_errors(
     layers: list[FrozenLayer], products: Mapping[str, FrozenProduct], execution: Execution, batch: Batch
 ) -> dict[str, float]:
-    """Of each layer alone: how much its output in int8 differs from the plain one, relative; the largest of its calls."""
+    """Of each layer alone: how much its output in 8 bits differs from the plain one, relative; the largest of its calls."""
     by_name = {item.name: item for item in layers}
     errors = dict.fromkeys(by_name, 0.0)
 

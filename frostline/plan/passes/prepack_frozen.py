@@ -44,9 +44,9 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
 
 
 def pack(execution: Execution, layers: Iterable[FrozenLayer], rows: dict[str, int]) -> None:
-    """Let the layers of these shapes multiply by packed weights, packed for so many rows."""
+    """Let the layers of these shapes multiply by packed weights, packed for so many rows; a run that goes on on a GPU has none."""
     for item in layers:
-        if item.shape in rows:
+        if item.shape in rows and item.layer.weight.device.type == "cpu":
             execution.products[item.name] = _product(item, execution, rows[item.shape])
 
 

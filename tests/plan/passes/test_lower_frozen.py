@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.data.dataset import Dataset
+from frostline.kernels.frozen_product import QuantisedRows
 from frostline.kernels.int8_convolution import Int8Convolution
-from frostline.kernels.int8_product import Int8Product, SmoothedInt8Product, can_lower
+from frostline.kernels.int8_product import Int8Product, can_lower
+from frostline.kernels.row_scaled_product import RowScaledProduct
+from frostline.kernels.smoothed_product import SmoothedProduct
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
 from frostline.plan.frozen_layers import frozen_layers
@@ -49,7 +52,7 @@ def gradients(made: Plan) -> tuple[float, dict[str, Tensor]]:
 
 def test_the_loss_and_the_gradients_stay_near(tmp_path: Path) -> None:
     lowered, plain = tuned(tmp_path / "on"), tuned(tmp_path / "off", int8="off")
-    assert decision(lowered).on and not decision(lowered).exact and "14 of 14 frozen linear layers" in decision(lowered).why
+    assert decision(lowered).on and not decision(lowered).exact and "14 of 14 frozen linear layers in int8; " in decision(lowered).why
     assert not decision(plain).on and not plain.execution.products
     assert set(lowered.execution.products) == set(decision(lowered).settings["layers"]) and "lm_head" not in lowered.execution.products
     (loss, ours), (expected, theirs) = gradients(lowered), gradients(plain)
@@ -86,7 +89,7 @@ def test_the_worst_layers_are_left_out_until_the_loss_keeps(tmp_path: Path, monk
     model.module.get_submodule(spoiled.removesuffix(".base")).weight.spoiled = True
     planned = plan(model, data, tmp_path, adapt={"method": "lora", "rank": 3}, batch=6, cache="off", prepack="off", int8="on")
     assert decision(planned).on and spoiled not in planned.execution.products and 0 < len(planned.execution.products) < 14
-    assert "of 14 frozen linear layers; loss on held-out rows" in decision(planned).why
+    assert "of 14 frozen linear layers in int8; loss on held-out rows" in decision(planned).why
 
 
 def test_outliers_are_smoothed_before_a_layer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +108,14 @@ def test_outliers_are_smoothed_before_a_layer_is_given_up(tmp_path: Path, monkey
     changes = iter([1.0, 0.0])
     planned = made("smoothed", lambda before, after: next(changes, 0.0))
     products = planned.execution.products
-    smoothed = sorted(name.split(".")[-2] for name, product in products.items() if isinstance(product, SmoothedInt8Product))
+    smoothed = sorted(name.split(".")[-2] for name, product in products.items() if isinstance(product, SmoothedProduct))
     assert len(products) == 14 and {"q_proj", "k_proj", "v_proj"} <= set(smoothed)
     assert f"outliers of {len(smoothed)} are smoothed" in decision(planned).why
     settings = decision(planned).settings["layers"]
     name = "model.layers.0.self_attn.q_proj.base"
     assert settings[name] == products[name].exponents and max(settings[name]) == settings[name][3] >= 3
     plain = made("plain", lambda before, after: 0.0)
-    assert not any(isinstance(product, SmoothedInt8Product) for product in plain.execution.products.values())
+    assert not any(isinstance(product, SmoothedProduct) for product in plain.execution.products.values())
     x = torch.randn(40, 16)
     x[:, 3] *= 200
     layer = planned.model.module.get_submodule(name)
@@ -124,6 +127,33 @@ def test_outliers_are_smoothed_before_a_layer_is_given_up(tmp_path: Path, monkey
     assert torch.equal(again.products[name].forward(x, None), products[name].forward(x, None)), "a run that goes on"
 
 
+class Eight(RowScaledProduct):
+    """Stands for a product that a GPU has: weights and rows as they are."""
+
+    lowered_to = "fp8"
+
+    @staticmethod
+    def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
+        return rows.float(), torch.ones(len(rows), 1)
+
+    @staticmethod
+    def product(rows: QuantisedRows, weight: QuantisedRows) -> Tensor:
+        return rows.steps @ weight.steps.T * 1.001
+
+
+def test_layers_for_which_a_gpu_has_no_product_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others say with what numbers they multiply; where a run goes on without them, layers multiply as they are."""
+    monkeypatch.setattr(lower_frozen, "lowered_product", lambda weight: Eight(weight) if 32 in weight.shape else None)
+    made = tuned(tmp_path)
+    products = made.execution.products
+    assert len(products) == 6 and all("mlp" in name for name in products) and "6 of 14 frozen linear layers in fp8; " in decision(made).why
+    assert made.execution.lowered == sorted(f"{name} in fp8" for name in products) and made.execution.tolerance == 6e-2
+    made.execution.products = {}
+    monkeypatch.setattr(lower_frozen, "lowered_product", lambda weight: None)
+    lower_frozen.lower(made.execution, frozen_layers(made.execution, 6), decision(made).settings["layers"])
+    assert made.execution.products == {}
+
+
 @pytest.mark.parametrize("after", [2.0, float("nan"), float("inf")])
 def test_declined_where_the_loss_changes_with_any(after: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower_frozen, "_mean_loss", lambda execution, loss, batch: after if execution.products else 1.0)
@@ -132,7 +162,7 @@ def test_declined_where_the_loss_changes_with_any(after: float, tmp_path: Path, 
 
 
 def test_where_int8_is_not_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lower_frozen, "can_lower", lambda weight: False)
+    monkeypatch.setattr(lower_frozen, "lowered_product", lambda weight: None)
     made = tuned(tmp_path)
     assert not decision(made).on and "no fast products" in decision(made).why
 
@@ -168,7 +198,7 @@ def pictures(data: Dataset, folder: Path, **options: Any) -> Plan:
 
 def test_convolutions(digits: Dataset, tmp_path: Path) -> None:
     made = pictures(digits, tmp_path)
-    assert decision(made).on and "8 of 8 frozen convolutions" in decision(made).why
+    assert decision(made).on and "8 of 8 frozen convolutions in int8; " in decision(made).why
     assert {type(product) for product in made.execution.products.values()} == {Int8Convolution}
     source = made.execution.sources["train"]
     ranges = list(decision(made).settings["layers"].values())

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import frostline as fl
 from frostline.data.dataset import Dataset
 from frostline.kernels.packed_product import PackedProduct
 from frostline.plan import frozen_layers as layers_of
 from frostline.plan.decision import Decision
+from frostline.plan.frozen_layers import FrozenLayer
 from frostline.plan.passes import prepack_frozen
 from frostline.plan.plan import Plan
 from tests.plan.small import bert_with_lora, gradients, llama_with_lora
@@ -44,6 +46,15 @@ def test_a_step_is_the_same_on_as_off(kind: str, pack: str, texts: Dataset, tmp_
     assert loss == pytest.approx(expected, rel=1e-5) and set(ours) == set(theirs) and len(ours) > 10
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_a_run_that_goes_on_on_a_gpu_packs_nothing(tmp_path: Path) -> None:
+    """Its decisions come from a processor, and the forms are the processor's."""
+    layer = nn.Linear(4, 3, device="meta").requires_grad_(False)
+    item = FrozenLayer(name="there", layer=layer, rows=5, row=(4,), passes_gradient=True, low=-1.0, high=1.0)
+    execution = llama_with_lora(tmp_path, prepack="off").execution
+    prepack_frozen.pack(execution, [item], {item.shape: 5})
+    assert execution.products == {}
 
 
 def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
