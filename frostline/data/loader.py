@@ -139,6 +139,8 @@ def load(encode: Encode, batches: list[np.ndarray], epoch: int | None, workers: 
 def _one_core() -> None:
     """Let a loader thread compute on one core, since the network needs the others.
 
-    torch's setting holds for the calling thread, and for threads that begin later; the latter is taken back by the caller.
+    torch's setting holds for the calling thread, and for threads that begin later; the latter is taken back by the caller. A thread is
+    given the setting for those that begin when it first asks for it, so it asks before: after, it might get what was taken back.
     """
+    torch.get_num_threads()
     torch.set_num_threads(1)

@@ -286,7 +286,7 @@ def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:
         raise ModelError(
             f"{folder / 'config.json'} describes {layers!r} layers, but the file holds {len(state)} tensors. Save the model again"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutRandomWeights():  # some are drawn there by what only PyTorch's compiler brings along
         claimed = sum(parameter.numel() for parameter in build(card).parameters())
     if claimed > held:
         raise ModelError(

@@ -33,8 +33,9 @@ sys.path.insert(0, "benchmarks")
 import inputs
 import frostline as fl
 with tempfile.TemporaryDirectory() as folder:
-    data = fl.prepare(inputs.digits_folder(Path(folder), 80, 16))
-    fl.train(fl.plan(fl.load("cnn", data=data, width=8, depth=1), data, epochs=2, out=folder + "/run"), quiet=True)
+    data = fl.prepare(inputs.digits_folder(Path(folder), 80, 16), size=32)
+    for name, adapt, options in (("cnn", "full", {"width": 8, "depth": 1}), ("vgg16", "head", {})):
+        fl.train(fl.plan(fl.load(name, data=data, **options), data, epochs=2, adapt=adapt, out=f"{folder}/{name}"), quiet=True)
 """
 LISTING = "print(*[name for name in sys.argv[1:] if name in sys.modules])"
 
