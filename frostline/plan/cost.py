@@ -117,10 +117,10 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
     return disk + seen + _SYNCS * machine.disk_sync_seconds + _BUILDING + rows
 
 
-def predict_peak_bytes(work: Work, probe: Probe, resident: int, workers: int, *, stored_bytes: int | None) -> int:
+def predict_peak_bytes(work: Work, probe: Probe, resident: int, *, stored_bytes: int | None) -> int:
     """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
     state = state_bytes(work.learning, work.optimizer, work.ema) + (0 if probe.has_gradients else work.learning * 4)
-    step = probe.saved_bytes + passing_bytes(probe, workers)
+    step = probe.saved_bytes + passing_bytes(probe, work.workers)
     if not work.host:
         return resident + max(state + step, work.model_bytes)
     return (

@@ -22,6 +22,8 @@ from frostline.device import CPU, allocated_bytes, available_bytes, name_of, wai
 from frostline.files import cache_folder, write_atomically
 from frostline.plan.container import container_room
 
+_BUDGET = 0.1
+"""Seconds for each rate."""
 _GPU_SIDE = 4096
 """Of the matrices that a GPU's rate is measured with: smaller ones are multiplied in less time than it takes to ask for it."""
 
@@ -48,7 +50,7 @@ class Machine:
 
 
 def machine(device: torch.device = CPU, *, again: bool = False) -> Machine:
-    """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about two seconds.
+    """The calibration of this machine, from the cache or, the first time (or ``again``), measured in about a second.
 
     ``device``: where networks are computed; of a GPU the products and the memory are its own, cores and disk the machine's.
     """
@@ -165,13 +167,13 @@ def _seconds(work: Callable[[], object]) -> float:
 def _gemm_rate(dtype: torch.dtype, side: int = 768) -> float:
     a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
     with torch.inference_mode():
-        return 2 * side**3 / best_seconds(lambda: a @ b) / 1e9
+        return 2 * side**3 / best_seconds(lambda: a @ b, _BUDGET) / 1e9
 
 
 def _memory_rate() -> float:
     source = torch.ones(16 * 2**20)  # 64 MB: beyond most caches
     target = torch.empty_like(source)
-    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source)) / 1e9
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), _BUDGET) / 1e9
 
 
 def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float, float]:
@@ -192,7 +194,7 @@ def _disk_rates(size: int = 64 * 2**20) -> tuple[float, float, float]:
             file.flush()
             os.fsync(file.fileno())
 
-        synced = best_seconds(sync)
+        synced = best_seconds(sync, _BUDGET)
         start = time.perf_counter()
         with open(file.name, "rb") as again:
             again.read()

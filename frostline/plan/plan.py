@@ -194,7 +194,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
-    memory = _Memory.now(device, functools.partial(predict_peak_bytes, work, workers=execution.workers, stored_bytes=stored))
+    work = replace(work, workers=execution.workers)
+    memory = _Memory.now(device, functools.partial(predict_peak_bytes, work, stored_bytes=stored))
     fitting, measured = _fit(recipe, execution, loss, measured, memory)
     compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
     needed = measured.of_rows(execution.micro_batch or work.batch)
@@ -206,7 +207,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=memory.peak(needed), disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, memory.room)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
-    parameters |= {"passing_bytes": passing_bytes(needed, execution.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
+    parameters |= {"passing_bytes": passing_bytes(needed, work.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,
@@ -270,6 +271,7 @@ def _resumed(
     execution.micro_batch = settings.get("micro_batch", {}).get("rows")
     execution.compiled = compile_blocks.compile_blocks(model.module, settings.get("compile_blocks", {}).get("blocks", []))
     execution.threads = settings.get("threads", {}).get("threads")
+    execution.workers = settings.get("threads", {}).get("workers", execution.workers)
     if "offload" in on and not execution.hosted:
         offload.map_weights(list(offload.frozen_weights(model.module).values()))
     lower_frozen.lower(execution, layers, settings.get("lower_frozen", {}).get("layers", {}))

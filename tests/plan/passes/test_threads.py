@@ -15,12 +15,14 @@ from frostline.data.dataset import Dataset
 from frostline.plan.decision import Decision
 from frostline.plan.passes import threads
 from frostline.plan.plan import Plan
+from frostline.train import loop
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed
 
 
 @pytest.fixture(autouse=True)
-def _four_cores() -> Iterator[None]:
+def _four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
@@ -112,6 +114,53 @@ def test_a_trial_leaves_everything_as_it_was(data: Dataset, tmp_path: Path) -> N
 def test_a_run_that_goes_on_takes_the_same_number(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fl.train(plan(cnn(data), data, tmp_path / "whole", threads=1), quiet=True)
     parts = stopped_and_resumed(plan(cnn(data), data, tmp_path / "parts", threads=1), 3, monkeypatch)
+    for name, value in saved(whole).items():
+        assert torch.equal(saved(parts)[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("cores", "changes", "options"),
+    [
+        (2, {}, {}),
+        (1, {}, {}),
+        (4, {}, {}),
+        (2, {"encode_row": 0.002}, {}),  # takes long
+        (2, {"step": 0.0, "prefix_row": 0.004}, {"adapt": "head", "cache": "on"}),
+        (2, {"step": 1e3, "prefix_row": 0.0}, {"adapt": "head", "cache": "on"}),  # what fills the store counts
+    ],
+)
+def test_what_takes_little_to_encode_is_encoded_between_the_steps_of_two_cores(
+    cores: int, changes: dict[str, Any], options: dict[str, Any], data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(cnn(data), data, tmp_path, **options)
+    assert (made.execution.line is not None) == ("cache" in options)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(threads, "_seconds", lambda _, __, ___, numbers: [1.0] * len(numbers))
+    made.execution.threads, made.execution.workers = None, 4
+    usual = {"batch": 10, "encode_row": 0.0009, "prefix_row": 0.0, "step": 0.04, "forward": 0.02, "input_bytes": 1}
+    measured = threads.Probe(**{**usual, "saved_bytes": 1, "transient_bytes": 1, **changes})
+    named = made.recipe.with_values({"data.workers": 4})
+    assert threads.propose(named, made.execution, made.loss, measured, 10)[0] is None, "the recipe names a number"
+    found, after = threads.propose(made.recipe.with_values({"data.workers": None}), made.execution, made.loss, measured, 10)
+    wanted = cores <= 2 and changes.get("encode_row", 0.0) < 0.001 and changes.get("step") != 1e3
+    assert after == measured and made.execution.workers == (0 if wanted else 4)
+    assert (found is not None) == wanted
+    if found:
+        assert found.on and found.exact and found.settings == {"workers": 0} and "between the steps" in found.why
+
+
+def test_a_run_that_goes_on_encodes_where_it_did(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.recipe.pop("workers")
+    monkeypatch.setattr(threads, "_LITTLE", 1e9)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 2)
+    whole = fl.train(plan(cnn(data), data, tmp_path / "whole"), quiet=True)
+    seen: list[int] = []
+    load = loop.load
+    monkeypatch.setattr(
+        loop, "load", lambda encode, batches, epoch, workers: (seen.append(workers), load(encode, batches, epoch, workers))[1]
+    )
+    parts = stopped_and_resumed(plan(cnn(data), data, tmp_path / "parts"), 3, monkeypatch)
+    assert set(seen) == {0}
     for name, value in saved(whole).items():
         assert torch.equal(saved(parts)[name], value), name
 
