@@ -38,7 +38,7 @@ def test_a_file_that_is_damaged_or_of_another_version_is_measured_again(content)
 
 
 def test_the_measurements_themselves(monkeypatch):
-    monkeypatch.setattr(subject, "best_seconds", lambda work: best_seconds(work, budget=0.01))
+    monkeypatch.setattr(subject, "best_seconds", lambda work, budget: best_seconds(work, budget=budget / 10))
     monkeypatch.setattr(subject._disk_rates, "__defaults__", (2**22,))
     monkeypatch.setattr(subject._gemm_rate, "__defaults__", (256,))
     write, read, sync = subject._disk_rates()
@@ -61,9 +61,17 @@ def test_the_usual_time_is_a_median_without_the_first():
 def test_what_is_warm_is_timed_at_once_and_what_takes_long_is_run_once():
     calls = []
     work = lambda: (calls.append(1), time.sleep(0.004))  # noqa: E731
-    assert usual_seconds(work, budget=0.001, warm=True) >= 0.004 and len(calls) == 1
-    assert usual_seconds(work, budget=0.001) >= 0.004 and len(calls) == 3
-    assert usual_seconds(work, budget=1.0, once=0.003) >= 0.004 and len(calls) == 4
+    assert usual_seconds(work, budget=0.001, warm=True) >= 0.004 and len(calls) == 2, "of the first two the shorter counts"
+    assert usual_seconds(work, budget=0.001) >= 0.004 and len(calls) == 5
+    assert usual_seconds(work, budget=1.0, once=0.003) >= 0.004 and len(calls) == 6
+
+
+def test_the_first_of_what_is_short_does_not_count_alone(monkeypatch):
+    spent = iter([0.03, 0.01, 0.002])
+    assert 0.002 <= usual_seconds(lambda: time.sleep(next(spent)), budget=0.001) < 0.01
+    monkeypatch.setattr(subject, "_SHORT", 0.005)
+    spent = iter([0.03, 0.01])
+    assert usual_seconds(lambda: time.sleep(next(spent)), budget=0.001) >= 0.01
 
 
 def test_several_are_timed_in_turns():

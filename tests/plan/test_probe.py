@@ -250,7 +250,7 @@ def test_of_a_short_run_less_is_timed(digits, tmp_path, monkeypatch):
         steps.clear()
         assert probe(made.execution, mean_loss, 16, whole).step >= 0.02
         counts.append(len(steps))
-    assert counts[0] == 4 < counts[1], "few rows twice, more once for their memory, and once for their time"
+    assert counts[0] == 5 < counts[1], "few rows twice, more once for their memory, and twice for their time"
 
 
 def test_the_heaviest_batch_may_have_few_rows(monkeypatch):

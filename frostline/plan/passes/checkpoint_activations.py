@@ -78,7 +78,8 @@ def propose(
     decision = Decision(
         what="checkpoint_activations", on=True, why=why, costs=f"{seconds:.2f} s a batch", settings={"blocks": chosen}
     )  # fmt: skip
-    return decision, replace(measured, saved_bytes=max(0, measured.saved_bytes - saved), step=measured.step + seconds)
+    kept = max(0, measured.saved_bytes - saved)  # beside which gradients count, that were made while more was freed
+    return decision, replace(measured, saved_bytes=kept, step=measured.step + seconds, has_gradients=False)
 
 
 def can_recompute(model: Model, line: FrostLine | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.frost_line import Call, FrostLine
 from frostline.plan.passes.checkpoint_activations import can_recompute, cheapest
 from frostline.plan.plan import Plan
+from frostline.plan.probe import probe
 from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed
 
@@ -136,6 +138,19 @@ def test_blocks_that_write_are_computed_once(writes: str, digits: Dataset, tmp_p
     made = plan(model, data, tmp_path, adapt="full", checkpoint_activations="on", epochs=1, batch=12)
     assert bool(made.execution.recomputed) == (writes == "nothing")
     fl.train(made, quiet=True)
+
+
+@pytest.mark.parametrize("wish", ["on", "off"])
+def test_gradients_count_beside_what_is_kept(wish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were hidden behind activations that are freed while they are made; where fewer are, they may be what the peak is made of."""
+    seen: list[bool] = []
+    predict = plan_module.predict_peak_bytes
+    monkeypatch.setattr(
+        plan_module, "predict_peak_bytes", lambda *args, **options: (seen.append(args[1].has_gradients), predict(*args, **options))[1]
+    )
+    monkeypatch.setattr(plan_module, "probe", lambda *args: replace(probe(*args), has_gradients=True))
+    llama_with_lora(tmp_path, checkpoint_activations=wish)
+    assert seen[-1] == (wish == "off")
 
 
 def test_the_models_own_is_switched_off(tmp_path: Path) -> None:
