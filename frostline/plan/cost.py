@@ -32,7 +32,7 @@ _HASHED_PER_SECOND = 0.8e9
 """Bytes, by blake2b, of each core."""
 _BUILDING = 0.2
 """Seconds to make the network that is read into."""
-_RUNNING = 25e6
+_RUNNING = 32e6
 """Bytes of what a run has beside large tensors and the plan has not yet: modules, threads, open files, small tensors; about."""
 
 
@@ -117,21 +117,15 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
     return disk + seen + _SYNCS * machine.disk_sync_seconds + _BUILDING + rows
 
 
-def predict_peak_bytes(work: Work, probe: Probe, resident: int, *, stored_bytes: int | None) -> int:
-    """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting."""
+def predict_peak_bytes(work: Work, probe: Probe, resident: int, free: int, *, stored_bytes: int | None) -> int:
+    """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting, as far as they do not fit into what
+    of it is ``free`` for new tensors; and the pages of files."""
     state = state_bytes(work.learning, work.optimizer, work.ema) + (0 if probe.has_gradients else work.learning * 4)
     step = probe.saved_bytes + passing_bytes(probe, work.workers)
     if not work.host:
-        return resident + max(state + step, work.model_bytes)
-    return (
-        resident
-        + int(_RUNNING)
-        + probe.compiled_bytes
-        + state
-        + max(step, work.model_bytes)
-        + work.model_bytes
-        + mapped_bytes(stored_bytes)
-    )
+        return resident + max(0, max(state + step, work.model_bytes) - free)
+    new = probe.compiled_bytes + state + max(step, work.model_bytes)
+    return resident + int(_RUNNING) + max(0, new - free) + work.model_bytes + mapped_bytes(stored_bytes)
 
 
 def passing_bytes(probe: Probe, workers: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -195,17 +194,22 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         others.append(referring)
     on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
     work = replace(work, workers=execution.workers)
-    memory = _Memory.now(device, functools.partial(predict_peak_bytes, work, stored_bytes=stored))
-    fitting, measured = _fit(recipe, execution, loss, measured, memory)
+    resident, free = resident_bytes(device), free_bytes(device)
+    room = memory_limit(device) + resident
+
+    def peak(probed: Probe) -> int:
+        return predict_peak_bytes(work, probed, resident, free, stored_bytes=stored)
+
+    fitting, measured = _fit(recipe, execution, loss, measured, peak, room)
     compiled, measured = compile_blocks.propose(recipe, execution, loss, measured, steps)
     needed = measured.of_rows(execution.micro_batch or work.batch)
-    offloaded = offload.propose(recipe, execution, memory.peak(needed) - memory.room)
+    offloaded = offload.propose(recipe, execution, peak(needed) - room)
     others += [made for made in (on_cores, *fitting, compiled, hosted, offloaded.decision) if made]
     parts = predict_seconds(work, measured, here, stored_bytes=stored) | reference.seconds(execution, work, measured)
     parts |= offload.seconds(work, offloaded)
     disk = (stored or 0) + _run_bytes(data, work)
-    predicted = Cost(seconds=sum(parts.values()), peak_bytes=memory.peak(needed), disk_bytes=disk, parts=parts)
-    _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, memory.room)
+    predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
+    _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, room)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
     parameters |= {"passing_bytes": passing_bytes(needed, work.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
     thaw(model, recipe.adapt, 0)
@@ -216,34 +220,13 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Memory:
-    """What the run may take, and what it would take."""
-
-    room: int
-    resident: int
-    predict: Callable[[Probe, int], int]
-    """Peak bytes, by a probe's figures and the bytes that are taken before."""
-    occupied: int
-    """Of what is resident, what is not free for new tensors."""
-
-    @classmethod
-    def now(cls, device: torch.device, predict: Callable[[Probe, int], int]) -> _Memory:
-        resident = resident_bytes(device)
-        return cls(room=memory_limit(device) + resident, resident=resident, predict=predict, occupied=resident - free_bytes(device))
-
-    def peak(self, probed: Probe) -> int:
-        return max(self.resident, self.predict(probed, self.occupied))
-
-
-def _fit(recipe: Recipe, execution: Execution, loss: Loss, measured: Probe, memory: _Memory) -> tuple[list[Decision | None], Probe]:
+def _fit(
+    recipe: Recipe, execution: Execution, loss: Loss, measured: Probe, peak: Callable[[Probe], int], room: int
+) -> tuple[list[Decision | None], Probe]:
     """What is computed again, and how many rows at a time, so that there is memory enough; the probe of whole batches then."""
-    again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, memory.peak, memory.room)
-
-    def peak(rows: int) -> int:
-        return memory.peak(measured.of_rows(rows))
-
-    return [again, micro_batch.propose(recipe, execution, measured.batch, peak, memory.room)], measured
+    again, measured = checkpoint_activations.propose(recipe, execution, loss, measured, peak, room)
+    divided = micro_batch.propose(recipe, execution, measured.batch, lambda rows: peak(measured.of_rows(rows)), room)
+    return [again, divided], measured
 
 
 def _resumed(

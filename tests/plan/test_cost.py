@@ -108,20 +108,24 @@ def test_parts_that_take_no_time_are_left_out():
 
 def test_peak():
     # gradient and two states; activations; what comes and goes; two workers' batches, the one that waits and the one that is used;
-    # the saved file's pages; 25 MB of what a run has beside
-    plain = 27_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000 + 3_000_000
+    # the saved file's pages; 32 MB of what a run has beside
+    plain = 34_000_000 + 4_000_000 * 3 + 7_000_000 + 500_000 + 4 * 100_000 + 3_000_000
     work = dataclasses.replace(WORK, workers=2)
     large = dataclasses.replace(work, model_bytes=40_000_000)
-    assert predict_peak_bytes(large, PROBE, 2_000_000, stored_bytes=None) == 27_000_000 + 4_000_000 * 3 + 80_000_000, "saving"
-    assert predict_peak_bytes(work, PROBE, 2_000_000, stored_bytes=None) == plain
-    assert predict_peak_bytes(dataclasses.replace(work, ema=True), PROBE, 2_000_000, stored_bytes=None) == plain + 4_000_000
-    assert predict_peak_bytes(work, PROBE, 2_000_000, stored_bytes=1000) == plain + 1000
+    assert predict_peak_bytes(large, PROBE, 2_000_000, 0, stored_bytes=None) == 34_000_000 + 4_000_000 * 3 + 80_000_000, "saving"
+    assert predict_peak_bytes(work, PROBE, 2_000_000, 0, stored_bytes=None) == plain
+    assert predict_peak_bytes(dataclasses.replace(work, ema=True), PROBE, 2_000_000, 0, stored_bytes=None) == plain + 4_000_000
+    assert predict_peak_bytes(work, PROBE, 2_000_000, 0, stored_bytes=1000) == plain + 1000
     counted = dataclasses.replace(PROBE, has_gradients=True, compiled_bytes=123)
-    assert predict_peak_bytes(work, counted, 2_000_000, stored_bytes=None) == plain - 4_000_000 + 123
+    assert predict_peak_bytes(work, counted, 2_000_000, 0, stored_bytes=None) == plain - 4_000_000 + 123
+    assert predict_peak_bytes(work, PROBE, 2_000_000, 1_000_000, stored_bytes=None) == plain - 1_000_000, "what is free is taken again"
+    assert predict_peak_bytes(large, PROBE, 2_000_000, 10**12, stored_bytes=1000) == 34_000_000 + 40_000_000 + 1000, "but the files' pages"
+    on_gpu = dataclasses.replace(work, host=False)
+    assert predict_peak_bytes(on_gpu, PROBE, 2_000_000, 0, stored_bytes=1000) == plain - 32_000_000 - work.model_bytes
     half = counted.of_rows(5)
     assert not half.has_gradients and counted.of_rows(10).has_gradients, "from piece to piece gradients stay"
     assert half.saved_bytes == PROBE.saved_bytes // 2 and half.compiled_bytes == 123
-    assert predict_peak_bytes(work, PROBE, 2_000_000, stored_bytes=10**12) == plain + 2**30
+    assert predict_peak_bytes(work, PROBE, 2_000_000, 0, stored_bytes=10**12) == plain + 2**30
 
 
 @pytest.mark.parametrize("name", STATE_TENSORS)
