@@ -49,6 +49,10 @@ TITLES = {
     "offload": ("A run for which memory is too short", "内存不够的一次训练"),
     "planner": ("Predicted against actual", "预测值与实际值"),
     "regret": ("As planned, plainly, and each choice the other way", "按计划、不作任何优化、以及逐项反过来选择"),
+    "trials": (
+        "What only a trial tells: cores for the step while others load, PyTorch's compiler",
+        "只有试过才知道的：加载时用几个核计算、PyTorch 编译器",
+    ),
     "teach_orders": ("A small behaviour taught to SmolLM2-135M", "教给 SmolLM2-135M 的一个小行为"),
     "startup": ("Start-up", "启动时间"),
 }

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from frostline.data.loader import Batch
+from frostline.data.loader import Batch, spread
 from frostline.kernels.compiled_blocks import Functions, compile_blocks, graphs_made
 from frostline.plan.decision import Decision
 from frostline.plan.execution import TOLERANCE, Execution
@@ -95,7 +95,8 @@ def can_compile(execution: Execution) -> list[str]:
 
 
 def try_out(execution: Execution, loss: Loss, measured: Probe, functions: Functions) -> Trial | None:
-    """Steps with and without; the execution is left as it was. None where steps of the same shape compile again and again.
+    """Steps with and without; the execution is left as it was. None where steps compile again and again: those of one shape, or of each
+    other number of rows, or width of texts, that comes.
 
     Raises TorchDynamoException where PyTorch's compiler cannot.
     """
@@ -103,7 +104,7 @@ def try_out(execution: Execution, loss: Loss, measured: Probe, functions: Functi
     rows = int(measured.batch * min(1.0, _TIMED / max(1e-9, measured.step)))
     batch = heaviest_rows(execution, measured.batch, max(2, rows))
 
-    def step(chosen: Functions) -> Tensor:
+    def step(chosen: Functions, batch: Batch = batch) -> Tensor:
         execution.compiled = chosen
         return _gradients(execution, loss, batch)
 
@@ -115,6 +116,12 @@ def try_out(execution: Execution, loss: Loss, measured: Probe, functions: Functi
             compiled, made = step(functions), graphs_made()
             first = time.perf_counter() - began
             step(functions)
+            if graphs_made() > made:
+                return None
+            source = execution.sources["train"]
+            for count in (4, 3):  # a second compilation may be for any number, a third is one for each
+                made = graphs_made()
+                step(functions, source.encode(spread(source.rows, count), None))
             if graphs_made() > made:
                 return None
             plain = step({})

@@ -80,6 +80,22 @@ def test_a_run_with_compiled_blocks_is_the_plain_run(data: Dataset, tmp_path: Pa
     assert list(resumed.execution.compiled) == ["blocks.0", "blocks.1"]
 
 
+class OverRows(Block):
+    """A loop over rows is unrolled, for their number."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.stack([2 * row for row in x]))
+
+
+def test_not_what_is_compiled_for_each_number_of_rows(data: Dataset, tmp_path: Path) -> None:
+    model = net(data)
+    model.module.blocks[1] = OverRows()
+    made = plan(model, data, tmp_path, adapt="full", compile_blocks="on")
+    found = decision(made)
+    assert found and not found.on and "compiled each time" in found.why, found
+    assert not made.execution.compiled
+
+
 def propose(made: Plan, monkeypatch: pytest.MonkeyPatch, tried: Trial | Exception | None, steps: float = 1e9) -> Decision | None:
     def try_out(*_: Any) -> Trial | None:
         if isinstance(tried, Exception):
