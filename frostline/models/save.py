@@ -43,8 +43,7 @@ Rebuild = Callable[[nn.Module, dict[str, Any]], nn.Module]
 """(module, card.arguments["adapt"]) → the module with its adapters in place; comes from frostline.adapt, to the right of here."""
 
 _GPU_ROUNDS = 2e-2
-_RANDOM = {f"{kind}{law}_" for kind in ("", "kaiming_", "xavier_", "trunc_") for law in ("normal", "uniform")}
-"""Of ``torch.nn.init``, and of tensors."""
+_RANDOM = {f"{kind}{law}_" for kind in ("", "kaiming_", "xavier_", "trunc_") for law in ("normal", "uniform")}  # of torch.nn.init
 _PROBES = ("A text to compare the tokenizers by: it's 3.14, isn't it?", "用来比较分词器的一句话，ＡＢＣ１２３。", "")
 
 
@@ -261,12 +260,10 @@ class _WithoutRandomWeights(TorchFunctionMode):
     """Within, weights are zeros: each will be read from the file, and drawing a hundred million takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in _RANDOM:
-            return func(*args, **kwargs)
-        tensor: Tensor = args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
         with torch.no_grad():
-            return tensor.zero_()  # within any bounds, for those that draw until they are
+            return (args[0] if args else kwargs["tensor"]).zero_()  # within any bounds, for those that draw until they are
 
 
 def _refuse_larger(card: Any, state: dict[str, Tensor], folder: Path) -> None:
