@@ -369,20 +369,11 @@ def _show_data(options: argparse.Namespace, path: str) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    import torch
-    import transformers
-
-    from frostline import __version__
-    from frostline.plan.machine import machine, memory_limit
-    from frostline.plan.rates import as_table, product_rates
+    from frostline.info import as_text, info
 
     _refuse_settings(options, "`frostline info` has nothing to set. Leave it out")
-    here, rates = machine(again=options.calibrate), product_rates(again=options.calibrate)
-    versions = {"frostline": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    content = {**versions, "free_memory_gb": memory_limit() / 1e9, **dataclasses.asdict(here)}
-    shown = {name: f"{value:.1f}" if isinstance(value, float) else value for name, value in content.items()}
-    text = "\n".join(f"{name:<22} {value}" for name, value in shown.items())
-    _print(options, {**content, "products": rates}, f"{text}\n\n{as_table(rates)}")
+    content = info(calibrate=options.calibrate)
+    _print(options, content, as_text(content))
 
 
 def _find_lr(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from frostline.errors import RecipeError
 CPU = torch.device("cpu")
 _KINDS = ("cuda", "mps")
 _in_use: set[torch.device] = set()
-"""Accelerators that a network was brought to."""
+"""GPUs that :func:`wait` waits for."""
 
 
 def accelerator() -> torch.device | None:
@@ -57,6 +57,11 @@ def device_of(module: nn.Module) -> torch.device:
 def bring(module: nn.Module, device: torch.device) -> None:
     """Put a network there, in place."""
     module.to(device)
+    use(device)
+
+
+def use(device: torch.device) -> None:
+    """Let :func:`wait` wait for it."""
     if device.type != "cpu":
         _in_use.add(device)
 

@@ -227,7 +227,7 @@ class PlanRecipe:
     fuse_convolutions: Literal["auto", "on", "off"] = "auto"
     """Compute a frozen convolution, its batch norm and its activation as one operation; auto: where a few timed passes are faster so."""
     int8: Literal["auto", "on", "off"] = "auto"
-    """Multiply with frozen weights in int8, on a GPU in fp8 where it has it; auto: with quality fast, where faster and the loss keeps."""
+    """Multiply with frozen weights in int8, or in fp8 on a GPU that has it; auto: with quality fast, where faster, the loss kept."""
     checkpoint_activations: Literal["auto", "on", "off"] = "auto"
     """Compute blocks once more in the backward pass in place of keeping what they computed; auto: where memory would not do without."""
     micro_batch: int | None = None

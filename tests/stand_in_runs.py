@@ -24,7 +24,7 @@ from frostline.data.dataset import Dataset
 from frostline.kernels import hosted_weights, row_scaled_product
 from frostline.kernels.large_blocks import bytes_needed
 from frostline.models.save import _same_outputs
-from frostline.plan import frozen_layers, machine
+from frostline.plan import frozen_layers, machine, rates
 from frostline.plan.plan import Plan
 from frostline.recipe import TrainRecipe
 from frostline.train import loop
@@ -220,6 +220,13 @@ def _in_eight_bits(place: Path) -> dict[str, Any]:
     return found
 
 
+def _rates(device: torch.device) -> dict[str, list[str]]:
+    rates.GPU_SIDES, rates.CONVOLUTIONS = (64,), ((8, 14),)
+    found = rates.product_rates(device, again=True)
+    assert found is not None and found == rates.product_rates(device), "kept"
+    return {name: sorted(ways) for name, ways in found.items() if all(rate > 0 for rate in ways.values())}
+
+
 def _of_itself(device: torch.device) -> dict[str, Any]:
     """That it refuses what a GPU refuses, counts memory, and is measured."""
     refused = ""
@@ -235,6 +242,7 @@ def _of_itself(device: torch.device) -> dict[str, Any]:
         "bytes": bytes_needed(lambda: torch.ones(1000, device=device) + 1, device),
         "host": dataclasses.asdict(machine.machine()),
         "machine": dataclasses.asdict(measured),
+        "rates": _rates(device),
         "again": machine.machine(device) == measured,
         "room": machine.memory_limit(device),
         "taken": machine.resident_bytes(device),

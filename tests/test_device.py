@@ -222,3 +222,7 @@ def test_a_device_is_measured_for_itself(runs: dict[str, Any]) -> None:
     own = ("name", "fp32_gflops", "bf16_gflops", "memory_gb_per_s")
     assert {name for name in host if host[name] != there[name]} == set(own) and there["fp32_gflops"] > 0
     assert there["name"].startswith("standin") and runs["device"]["again"]
+    assert runs["device"]["rates"] == {
+        "matrix 64": ["bf16", "fp16", "fp32"],
+        "convolution 8, 14 × 14": ["bf16", "bf16 channels last", "fp32", "fp32 channels last"],
+    }

@@ -76,15 +76,15 @@ def fill_multiple(tokens: int) -> int:
 
 
 @contextlib.contextmanager
-def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor, multiple: int = 1) -> Iterator[None]:
-    """Within, ``module(**inputs)`` of this batch computes its ``blocks`` (as in ``Model.blocks``) for real tokens only, filled up to a
-    ``multiple`` (:func:`fill_multiple`)."""
+def unpadded(module: nn.Module, blocks: Sequence[str], attention_mask: Tensor, fills_up: bool = False) -> Iterator[None]:
+    """Within, ``module(**inputs)`` of this batch computes its ``blocks`` (as in ``Model.blocks``) for real tokens only; ``fills_up``: and
+    so many more that they are a multiple (:func:`fill_multiple`)."""
     _register()
     real = attention_mask.bool()
     rows, width = real.shape
     lengths = [length for length in real.sum(1).tolist() if length]
     positions = real.flatten().nonzero().squeeze(1)
-    filled = -len(positions) % multiple if len(positions) else 0
+    filled = -len(positions) % fill_multiple(len(positions)) if fills_up and len(positions) else 0
     positions = torch.cat([positions, positions[:1].expand(filled)])
     parts = [module.get_submodule(name) for name in blocks]
     batch = _Batch(rows=rows, width=width, positions=positions, lengths=lengths, filled=filled, configs=configs(parts))

@@ -34,7 +34,7 @@ from frostline.kernels.lora_linear import fused
 from frostline.kernels.lora_siblings import sharing
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
-from frostline.kernels.unpad import fill_multiple, unpadded
+from frostline.kernels.unpad import unpadded
 from frostline.models.model import Model, logits_of
 from frostline.plan.frost_line import FrostLine, capture, empty, find_frost_line, resume_from_border
 from frostline.plan.store import PrefixStore, StoreDamaged
@@ -114,16 +114,15 @@ class Execution:
             return outputs_of(self.task, self.model, batch, lambda: self._run(batch), self.products.get(self.model.output or ""))
 
     @property
-    def lowered(self) -> list[str]:
-        """Names of the layers that do not multiply exactly; with what they multiply, where that is not int8."""
-        names = {name: product.lowered_to for name, product in self.products.items() if not product.exact}
-        return sorted(name if numbers == "int8" else f"{name} in {numbers}" for name, numbers in names.items())
+    def lowered(self) -> dict[str, str]:
+        """The layers that do not multiply exactly, by their names in order, and in what numbers they do."""
+        return {name: product.lowered_to for name, product in sorted(self.products.items()) if not product.exact}
 
     @property
     def tolerance(self) -> float:
         """Largest relative difference between the same rows computed twice, in other batches."""
         own = TOLERANCE["tf32" if self.precision == "fp32" and device_of(self.model.module).type != "cpu" else self.precision]
-        return max([own, *(TOLERANCE[product.lowered_to] for product in self.products.values() if not product.exact)])
+        return max([own, *(TOLERANCE[numbers] for numbers in self.lowered.values())])
 
     def _run(self, batch: Batch) -> Tensor:
         if batch.border is not None:
@@ -131,8 +130,7 @@ class Execution:
             return resume_from_border(self.model.module, self.line, batch.inputs, batch.border)
         if not self.pack:
             return logits_of(self.model.module(**self._laid_out(batch.inputs)))
-        mask = batch.inputs["attention_mask"]
-        with unpadded(self.model.module, self.model.blocks, mask, fill_multiple(int(mask.sum())) if self.compiles_by_shape else 1):
+        with unpadded(self.model.module, self.model.blocks, batch.inputs["attention_mask"], self.compiles_by_shape):
             return logits_of(self.model.module(**batch.inputs))
 
     @property

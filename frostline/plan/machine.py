@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from frostline.device import CPU, allocated_bytes, available_bytes, name_of, wait
+from frostline.device import CPU, allocated_bytes, available_bytes, name_of, use, wait
 from frostline.files import cache_folder, write_atomically
 from frostline.plan.container import container_room
 
@@ -62,7 +62,7 @@ def machine(device: torch.device = CPU, *, again: bool = False) -> Machine:
             return Machine(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             pass  # not measured yet, or by an older version: measure
-    measured = _measure() if device.type == "cpu" else _measure_gpu(device, machine(again=again))
+    measured = _measure() if device.type == "cpu" else _measure_gpu(device, machine())
     write_atomically(path, json.dumps(asdict(measured), indent=1).encode())
     return measured
 
@@ -119,6 +119,7 @@ def _measure() -> Machine:
 
 
 def _measure_gpu(device: torch.device, host: Machine) -> Machine:
+    use(device)
     with torch.device(device):
         try:
             bf16 = _gemm_rate(torch.bfloat16, _GPU_SIDE)

@@ -28,7 +28,7 @@ from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
 from frostline.plan.frozen_layers import frozen_layers
-from frostline.plan.machine import machine, memory_limit, resident_bytes
+from frostline.plan.machine import Machine, machine, memory_limit, resident_bytes
 from frostline.plan.passes import (
     allocator,
     cache_prefix,
@@ -163,32 +163,20 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     _refuse_single_rows(recipe, execution)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
-    here = machine(device)
-    kept = allocator.propose(recipe) if device.type == "cpu" else None
-    types = precision.propose(recipe, here)
-    execution.precision = "bf16" if types.on else "fp32"
-    layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
-    fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
-    packed = pack.propose(recipe, execution)
-    first = first_token.propose(execution)
-    work = _work(recipe, model, execution.sources)
+    here, work = machine(device), _work(recipe, model, execution.sources)
+    steps = work.epochs * work.train_rows / work.batch
 
     def loss(outputs: Any, labels: Any) -> Any:
         return task.loss(outputs, labels, options)
 
-    layers, steps = frozen_layers(execution, work.batch), work.epochs * work.train_rows / work.batch
-    prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
-    convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
-    lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    proposed = [layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
-    others = [made for made in proposed if made]
+    others = _numerics(recipe, execution, loss, here, work.batch, steps)
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch, steps, work.accumulate)
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
     line = execution.line = execution.line if caching.on else None
     stored = cache_prefix.stored_bytes(line, execution.sources) if line else None
-    if line and packed is not None and packed.on:
-        others[-1] = replace(packed, on=False, why="the blocks before the frost line run once and are stored")
+    if line and execution.pack:
+        others[-1] = replace(others[-1], on=False, why="the blocks before the frost line run once and are stored")
         execution.pack = False
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
@@ -218,6 +206,23 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
         decisions=[caching, *others], predicted=predicted, parameters=parameters,
         warnings=[*execution.sources["train"].warnings, *frozen_at_random(model), *switched],
     )  # fmt: skip
+
+
+def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, batch: int, steps: float) -> list[Decision]:
+    """In which numbers, by which kernels and for which tokens the network is computed; the last is ``pack``, where texts are computed."""
+    kept = allocator.propose(recipe) if device_of(execution.model.module).type == "cpu" else None
+    types = precision.propose(recipe, here)
+    execution.precision = "bf16" if types.on else "fp32"
+    layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
+    fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
+    packed = pack.propose(recipe, execution)
+    first = first_token.propose(execution)
+    layers = frozen_layers(execution, batch)
+    prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
+    convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
+    lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
+    made = [layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
+    return [decision for decision in made if decision]
 
 
 def _fit(

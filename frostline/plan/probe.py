@@ -75,7 +75,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
     ``accumulate``: batches of which gradients are added up.
     """
     source, line = execution.sources["train"], execution.line
-    module = execution.model.module
+    module, clears = execution.model.module, accumulate == 1
     module.train()
     encode = functools.partial(source.encode, spread(source.rows, 3), 0)  # epoch 0: augmented, as in training
     few = encode()
@@ -89,14 +89,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
         sample = _affordable_sample(execution, few, batch, row, encode_row)
         prefix_row = 0.0
         if line is not None:
-            borders: list[list[Tensor]] = []
-            prefix_row = usual_seconds(lambda: borders.append(execution.prefix(sample)), _budget(source.rows * row)) / len(sample.rows)
-            sample.border = tuple(borders[0])
-            row = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
-            rows = min(batch, max(len(sample.rows), _affordable_rows(row)))
-            sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
-            sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
-            sample.labels = _repeated(sample.labels, rows)
+            prefix_row, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
         width, bend, heaviest, heavy = 1.0, 1.0, 1.0, sample
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
@@ -108,8 +101,9 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         saved = int(heavy_scale * heaviest * saved) + fixed
         pair, budget = (_first(sample, 3), sample), _budget(3 * steps * batch * row)
-        step_of = functools.partial(_step, execution, loss, accumulate == 1)
-        needed, has_gradients = (None, False) if source.lengths is not None else _step_needs(execution, loss, pair, batch, accumulate == 1)
+        step_of = functools.partial(_step, execution, loss, clears)
+        needs = functools.partial(_step_needs, execution, loss, batch, clears)
+        needed, has_gradients = (None, False) if source.lengths is not None else needs(pair)
         step = usual_seconds(lambda: step_of(sample), budget, warm=needed is not None)
         if source.lengths is not None:
             if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
@@ -117,7 +111,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit(few.labels.device) / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
-            needed, has_gradients = _step_needs(execution, loss, pair, batch, accumulate == 1)
+            needed, has_gradients = needs(pair)
         measured = needed is not None and 2 * needed > saved  # most tensors may be too small to be counted
         result = Probe(
             batch=batch,
@@ -148,6 +142,20 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float,
         rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(np.abs(positions - positions.mean()).argmin())]
         row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
     return source.encode(rows[spread(len(rows), max(2, _affordable_rows(row, encode_row)))], None)
+
+
+def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget: float) -> tuple[float, float]:
+    """Give a sample its border, and its rows again and again, up to a batch, as far as they can be timed. Seconds of a row before the
+    frost line, and forward from it on."""
+    borders: list[list[Tensor]] = []
+    before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget) / len(sample.rows)
+    sample.border = tuple(borders[0])
+    behind = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
+    rows = min(batch, max(len(sample.rows), _affordable_rows(behind)))
+    sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
+    sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
+    sample.labels = _repeated(sample.labels, rows)
+    return before, behind
 
 
 def _affordable_rows(row: float, encode_row: float = 0.0) -> int:
@@ -316,7 +324,7 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
     return sum(kept.values()), sum(casts.values())
 
 
-def _step_needs(execution: Execution, loss: Loss, pair: tuple[Batch, Batch], batch: int, clears: bool) -> tuple[int | None, bool]:
+def _step_needs(execution: Execution, loss: Loss, batch: int, clears: bool, pair: tuple[Batch, Batch]) -> tuple[int | None, bool]:
     """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows; or, where that is more,
     while the rows of its store go through the frozen prefix. And whether gradients are counted, as where they are cleared after each
     batch and the whole batch was run: of fewer rows, they would hide what the others add."""

@@ -17,6 +17,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from frostline.device import choose
 from frostline.errors import RecipeError
 from frostline.plan.machine import Machine, machine, memory_limit, resident_bytes
 
@@ -74,13 +75,15 @@ _CORES = re.compile(r"(\d+)\s*cores?[\s,]+(\d+(?:\.\d+)?)\s*gb", re.IGNORECASE)
 
 
 def parse_target(text: str) -> Target:
-    """``h200``, ``a100-80gb``, ``rtx 4090`` …; ``this``; or ``2 cores 24GB``, by this machine's measured rates a core.
+    """``h200``, ``a100-80gb``, ``rtx 4090`` …; ``this`` (its GPU, where there is one); or ``2 cores 24GB``, by this machine's
+    measured rates a core.
 
     Raises RecipeError for anything else, with the nearest name.
     """
     if text.strip().lower() == "this":
-        here = machine()
-        return _processor("this", here, here.cores, memory_limit() + resident_bytes())
+        device = choose("auto")
+        here, room = machine(device), memory_limit(device) + resident_bytes(device)
+        return _processor("this", here, here.cores, room) if device.type == "cpu" else _own_gpu(here, room)
     if found := _CORES.fullmatch(text.strip()):
         cores, size = int(found[1]), float(found[2])
         if cores < 1 or size <= 0:
@@ -105,6 +108,14 @@ def _named(name: str) -> Target:
     return Target(
         name=name, device="gpu", cores=None, memory_bytes=int(size * 1e9), memory_gb_per_s=bandwidth, efficiency=EFFICIENCY,
         gflops={kind: 1000 * rate for kind, rate in {"fp32": fp32, "bf16": bf16}.items() if rate is not None},
+    )  # fmt: skip
+
+
+def _own_gpu(here: Machine, size: int) -> Target:
+    rates = {"fp32": here.fp32_gflops} | ({"bf16": here.bf16_gflops} if here.bf16_gflops else {})
+    return Target(
+        name=f"this {here.name}", device="gpu", cores=None, memory_bytes=size, efficiency=1.0, gflops=rates,
+        memory_gb_per_s=here.memory_gb_per_s,
     )  # fmt: skip
 
 

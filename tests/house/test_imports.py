@@ -22,7 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("adapt",),
     ("kernels",),
     ("plan",),
-    ("conflicts",),
+    ("conflicts", "info"),
     ("check", "train"),
     ("evaluate",),
     ("search", "export", "serve"),

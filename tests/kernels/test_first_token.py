@@ -74,7 +74,7 @@ def test_logits_and_gradients_are_the_same(kind: str, way: str) -> None:
     handles = [part.register_forward_hook(lambda part, args, output: seen.append(output.shape[:-1].numel())) for part in behind]
     with contextlib.ExitStack() as around:
         if "packed" in way:
-            around.enter_context(unpadded(module, blocks, given["attention_mask"], 16 if "filled up" in way else 1))
+            around.enter_context(unpadded(module, blocks, given["attention_mask"], "filled up" in way))
         around.enter_context(reading_first(module, found))
         if "recomputed" in way:
             around.enter_context(recomputing(module, blocks))

@@ -47,10 +47,10 @@ def model_of(module: nn.Module, blocks: list[str]) -> Model:
     return Model(module=module, card=card, blocks=blocks)
 
 
-@pytest.mark.parametrize(("multiple", "filled"), [(1, []), (16, [13])], ids=["", "filled up"])
+@pytest.mark.parametrize(("fills_up", "filled"), [(False, []), (True, [29])], ids=["", "filled up"])
 @pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
 def test_outputs_and_gradients_equal_those_of_the_padded_batch(
-    kind: str, multiple: int, filled: list[int], monkeypatch: pytest.MonkeyPatch
+    kind: str, fills_up: bool, filled: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, blocks = build(kind)
     inputs = batch()
@@ -58,7 +58,7 @@ def test_outputs_and_gradients_equal_those_of_the_padded_batch(
     seen: list[list[int]] = []
     attention = unpad.varlen_attention
     monkeypatch.setattr(unpad, "varlen_attention", lambda q, k, v, lengths, rule: seen.append(lengths) or attention(q, k, v, lengths, rule))
-    with unpadded(module, blocks, inputs["attention_mask"], multiple):
+    with unpadded(module, blocks, inputs["attention_mask"], fills_up):
         ours, own_gradients = per_sequence(module, inputs)
     assert seen == [[*LENGTHS, *filled]] * 3
     for mine, theirs in zip(ours, expected, strict=True):

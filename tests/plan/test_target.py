@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from frostline.errors import RecipeError
+from frostline.plan import target as subject
 from frostline.plan.machine import machine
 from frostline.plan.target import Target, named_targets, parse_target
 
@@ -24,6 +28,17 @@ def test_cores_are_scaled_from_this_machine() -> None:
     assert twice.gflops["fp32"] == pytest.approx(2 * here.fp32_gflops)
     assert twice.memory_bytes == 24_000_000_000 and twice.device == "cpu" and twice.efficiency == 1
     assert parse_target("this").rate("fp32") == pytest.approx(here.fp32_gflops * 1e9)
+
+
+def test_this_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(machine(), name="A GPU", fp32_gflops=30000.0, bf16_gflops=0.0, memory_gb_per_s=2000.0)
+    monkeypatch.setattr(subject, "choose", lambda wish: torch.device("cuda", 0))
+    monkeypatch.setattr(subject, "machine", lambda device: here)
+    monkeypatch.setattr(subject, "memory_limit", lambda device: 7 * 10**10)
+    monkeypatch.setattr(subject, "resident_bytes", lambda device: 10**10)
+    found = parse_target("this")
+    assert (found.name, found.device, found.cores, found.memory_bytes) == ("this A GPU", "gpu", None, 8 * 10**10)
+    assert found.gflops == {"fp32": 30000} and found.rate("fp32") == 3e13 and found.bandwidth == 2e12
 
 
 @pytest.mark.parametrize(("text", "hint"), [("h20o", "Did you mean 'h200'"), ("0 cores 4GB", "at least one core"), ("", "expected this")])

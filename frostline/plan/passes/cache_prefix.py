@@ -146,7 +146,7 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
         if split not in execution.sources:
             continue
         source = execution.sources[split]
-        about = _preprocess_key(execution.model.card, recipe.data) + " ".join([execution.precision, *execution.lowered])
+        about = _preprocess_key(execution.model.card, recipe.data) + f"{execution.precision} {execution.lowered}"
         if source.views:
             about += repr((recipe.data.augment, recipe.seed))
         key = store_key(line, _row_names(source), weights, about)

@@ -147,7 +147,7 @@ def test_layers_for_which_a_gpu_has_no_product_are_left_as_they_are(tmp_path: Pa
     made = tuned(tmp_path)
     products = made.execution.products
     assert len(products) == 6 and all("mlp" in name for name in products) and "6 of 14 frozen linear layers in fp8; " in decision(made).why
-    assert made.execution.lowered == sorted(f"{name} in fp8" for name in products) and made.execution.tolerance == 6e-2
+    assert made.execution.lowered == dict.fromkeys(sorted(products), "fp8") and made.execution.tolerance == 6e-2
     made.execution.products = {}
     monkeypatch.setattr(lower_frozen, "lowered_product", lambda weight: None)
     lower_frozen.lower(made.execution, frozen_layers(made.execution, 6), decision(made).settings["layers"])
@@ -259,7 +259,7 @@ def test_before_a_head_of_zeros_the_layers_own_outputs_decide(digits: Dataset, t
     data = first_rows(digits, 48)
     options = {"adapt": "head", "int8": "on", "prepack": "off", "cache": "off"}
     made = plan(fl.load(net, data=data, size=8), data, tmp_path, **options)
-    assert decision(made).on and made.execution.lowered == ["module.1", "module.3"]
+    assert decision(made).on and made.execution.lowered == {"module.1": "int8", "module.3": "int8"}
     monkeypatch.setattr(lower_frozen, "_OUTPUT_LIMIT", 1e-6)
     refused = decision(plan(fl.load(net, data=data, size=8), data, tmp_path, **options))
     assert not refused.on and "what each layer gives" in refused.why
