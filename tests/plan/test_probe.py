@@ -262,7 +262,7 @@ def test_the_heaviest_batch_may_have_few_rows(monkeypatch):
     seen = []
     monkeypatch.setattr(probe_module, "_bytes_needed", lambda work, pair, counts, rows: seen.append((counts, rows)))
     few = SimpleNamespace(rows=heaviest[:1])
-    probe_module._step_needs(execution, mean_loss, (few, SimpleNamespace(rows=heaviest)), 8, True)
+    probe_module._step_needs(execution, mean_loss, 8, True, (few, SimpleNamespace(rows=heaviest)))
     assert seen == [([1, 2], 2)]
 
 
