@@ -95,6 +95,10 @@ class _Recorded:
     per_token: list[bool] = field(default_factory=list)
     """For each tensor: whether its second dimension is the text's length."""
 
+    def keep_shapes(self) -> None:
+        """Let go of the numbers."""
+        self.tensors = [tensor.detach().to("meta") for tensor in self.tensors]
+
 
 _TENSOR = object()
 
@@ -110,13 +114,21 @@ def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
         if not logits.requires_grad or not any(_computes(module, call) for call, seen in calls.items() if seen.frozen):
             return None
         again, plain = _observe(module, inputs, seed=2)
-        learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
-        frozen = {call for call, seen in calls.items() if seen.frozen and call.name not in learning and _same(seen, again.get(call))}
-        outermost = [call for call, seen in calls.items() if call in frozen and seen.parent not in frozen and seen.tensors]
-        line = _settle(module, inputs, {call: calls[call] for call in outermost})
+        outermost = _outermost(calls)
+        if not all(_same(calls[call], again.get(call)) for call in outermost):  # but parts of those that differ may be the same
+            calls, _ = _observe(module, inputs, seed=1, whole=True)
+            again, plain = _observe(module, inputs, seed=2, whole=True)
+            outermost = _outermost({call: seen for call, seen in calls.items() if seen.frozen and _same(seen, again.get(call))})
+        line = _settle(module, inputs, {call: calls[call] for call in outermost if calls[call].tensors})
     if line is not None:
         line.deviation = _deviation(module, line, inputs, plain, again, seed=2)
     return line
+
+
+def _outermost(calls: Mapping[Call, _Recorded]) -> list[Call]:
+    """The frozen calls that stand in no other one of these."""
+    frozen = {call for call, seen in calls.items() if seen.frozen}
+    return [call for call in calls if call in frozen and calls[call].parent not in frozen]
 
 
 def _computes(module: nn.Module, call: Call) -> bool:
@@ -147,7 +159,7 @@ def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) ->
         shape = tuple(tensor.shape[2 if per_token else 1 :])
         border.append(BorderTensor(call=call, position=position, per_token=per_token, shape=shape, dtype=tensor.dtype))
     for seen in prefix.values():
-        seen.tensors = [tensor.detach().to("meta") for tensor in seen.tensors]  # only shapes are needed from here on
+        seen.keep_shapes()
     return FrostLine(prefix=list(prefix), border=border, outputs=prefix)
 
 
@@ -163,11 +175,15 @@ def _of_rows(module: nn.Module, inputs: Inputs, tensors: Mapping[tuple[Call, int
     return found
 
 
-def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _Recorded], Tensor]:
-    """One forward pass with gradients on; every call of every submodule recorded in the order of their starts."""
+def _observe(module: nn.Module, inputs: Inputs, seed: int, whole: bool = False) -> tuple[dict[Call, _Recorded], Tensor]:
+    """One forward pass with gradients on; every call of every submodule recorded in the order of their starts.
+
+    Numbers are kept of the outermost frozen calls, and in a ``whole`` observation of those within them too; of the others, shapes.
+    """
     calls: dict[Call, _Recorded] = {}
     stack: list[Call] = []
     counts: dict[str, int] = {}
+    learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
 
     def enter(name: str, *_: Any) -> None:
         call = Call(name=name, index=counts.get(name, 0))
@@ -176,13 +192,21 @@ def _observe(module: nn.Module, inputs: Inputs, seed: int) -> tuple[dict[Call, _
         stack.append(call)
 
     def leave(name: str, child: nn.Module, args: Any, output: Any) -> None:
-        seen = calls[stack.pop()]
+        call = stack.pop()
+        seen = calls[call]
         leaves, seen.structure = pytree.tree_flatten(output)
         seen.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         seen.versions = [tensor._version for tensor in seen.tensors]
         seen.leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         plain = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
-        seen.frozen = plain and not any(tensor.requires_grad for tensor in seen.tensors)
+        seen.frozen = plain and name not in learning and not any(tensor.requires_grad for tensor in seen.tensors)
+        if not seen.frozen:
+            seen.keep_shapes()
+        elif not whole:
+            for inner in reversed(calls):  # of those that started later, which stand in it
+                if inner == call:
+                    break
+                calls[inner].keep_shapes()
 
     handles = []
     for name, child in module.named_modules():
@@ -204,7 +228,9 @@ def _same(first: _Recorded, second: _Recorded | None) -> bool:
     return (
         second is not None
         and len(first.tensors) == len(second.tensors)
-        and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True))
+        and all(
+            a.shape == b.shape and a.device == b.device and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True)
+        )
     )
 
 

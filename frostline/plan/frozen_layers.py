@@ -101,7 +101,8 @@ def frozen_layers(execution: Execution, batch: int) -> list[FrozenLayer]:
     with noticing(module, convolutions) as units, evaluating(module), observed(module, layers, see), torch.enable_grad():
         execution.forward(few)
     units = {name: unit for name, unit in units.items() if not (passing[name] or unit.learns)}
-    if not proven(module, units, lambda: execution.forward(few)):
+    one = source.encode(few.rows[:1].numpy(), None)
+    if not proven(module, units, lambda: execution.forward(one)):
         units = {name: ConvolutionUnit(convolution=unit.convolution) for name, unit in units.items()}
     output = execution.model.output
     if output in layers and few.labels.dim() == 2:  # called by outputs_of with the labelled positions, and not as a module

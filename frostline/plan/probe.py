@@ -31,6 +31,7 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 """(outputs, labels) → (sum, count)."""
 
 _SECONDS = 1.5  # what timing one part of the network may take, about
+_LONG = 0.2  # of a pass
 _SHARE = 0.02  # of what a part takes in the whole run: what is timed again and again, after once
 _EPOCHS, _ROWS = 8, 200_000  # whose batches are looked at, about: more meet few new numbers of rows
 _MET = 4  # numbers of rows that a probe meets of those of the run: of a light, a middling and a heavy batch, and of one between
@@ -81,14 +82,18 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
     few = encode()
     encode_row = usual_seconds(encode, budget=0.05) / len(few.rows)
     with preserved(module):
-        _forward(execution, few)  # what is built for a first pass is no part of the others
-        start = time.perf_counter()
-        largest = _largest_output(execution, few)
-        wait()
-        row = (time.perf_counter() - start) / len(few.rows)
+        for _ in range(2):  # what is built in a first pass is no part of the others, unless it hardly shows there
+            start = time.perf_counter()
+            largest = _largest_output(execution, few)
+            wait()
+            row = (time.perf_counter() - start) / len(few.rows)
+            if row * len(few.rows) > _LONG and not execution.compiles_by_shape:
+                break
         sample = _affordable_sample(execution, few, batch, row, encode_row)
-        prefix_row = 0.0
+        prefix_row, prefix_bytes = 0.0, 0
         if line is not None:
+            if source.lengths is None:  # of texts the heaviest rows are asked, below
+                prefix_bytes = _prefix_needs(execution, (_first(sample, 1), sample))
             prefix_row, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
         width, bend, heaviest, heavy = 1.0, 1.0, 1.0, sample
         if source.lengths is not None:
@@ -111,14 +116,17 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit(few.labels.device) / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
+            if line is not None:
+                prefix_bytes = _prefix_needs(execution, (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, 3)))
             needed, has_gradients = needs(pair)
+        needed = None if needed is None else max(needed, prefix_bytes)
         measured = needed is not None and 2 * needed > saved  # most tensors may be too small to be counted
         result = Probe(
             batch=batch,
             encode_row=encode_row,
             prefix_row=bend * width * prefix_row,
             step=bend * scale * width * step,
-            forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget, warm=True),
+            forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget / 3, warm=True),
             saved_bytes=saved,
             transient_bytes=max(0, (needed or 0) - saved) if measured else int(2 * batch * heaviest * largest),
             input_bytes=int(batch * sum(value.nbytes for value in few.inputs.values()) / len(few.rows)),
@@ -147,8 +155,8 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float,
 def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget: float) -> tuple[float, float]:
     """Give a sample its border, and its rows again and again, up to a batch, as far as they can be timed. Seconds of a row before the
     frost line, and forward from it on."""
-    borders: list[list[Tensor]] = []
-    before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget) / len(sample.rows)
+    borders, images = list[list[Tensor]](), execution.sources["train"].lengths is None  # which went through it already
+    before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget, warm=images) / len(sample.rows)
     sample.border = tuple(borders[0])
     behind = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
     rows = min(batch, max(len(sample.rows), _affordable_rows(behind)))
@@ -325,24 +333,28 @@ def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int,
 
 
 def _step_needs(execution: Execution, loss: Loss, batch: int, clears: bool, pair: tuple[Batch, Batch]) -> tuple[int | None, bool]:
-    """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows; or, where that is more,
-    while the rows of its store go through the frozen prefix. And whether gradients are counted, as where they are cleared after each
-    batch and the whole batch was run: of fewer rows, they would hide what the others add."""
+    """Most bytes that live at once in a step on the heaviest batch, by the steps on few and more of its rows. And whether gradients are
+    counted, as where they are cleared after each batch and the whole batch was run: of fewer rows, they would hide what the others add."""
     source = execution.sources["train"]
     texts = source.lengths is not None  # whose labels need not be one for each row; of images behind a line only they are repeated
     counts, whole = [len(one.rows if texts else one.labels) for one in pair], min(batch, len(_heaviest(execution, batch)))
     clears = clears and counts[1] >= whole
-    step = _bytes_needed(functools.partial(_step, execution, loss, clears), pair, counts, whole)
-    if step is None or execution.line is None:
-        return step, clears
-    few = [heaviest_rows(execution, batch, count) if texts else source.encode(spread(source.rows, count), 0) for count in (2, 3)]
-    return max(step, _bytes_needed(execution.prefix, few, [len(one.rows) for one in few], prefix_rows(source)) or 0), clears
+    return _bytes_needed(functools.partial(_step, execution, loss, clears), pair, counts, whole), clears
 
 
-def _bytes_needed(work: Callable[[Batch], object], pair: Sequence[Batch], counts: Sequence[int], rows: int) -> int | None:
+def _prefix_needs(execution: Execution, pair: tuple[Batch, Batch]) -> int:
+    """The same while the rows of a store go through the frozen prefix, as some did before; 0 where it cannot be measured."""
+    rows = prefix_rows(execution.sources["train"])
+    return _bytes_needed(execution.prefix, pair, [len(one.rows) for one in pair], rows, warm=True) or 0
+
+
+def _bytes_needed(
+    work: Callable[[Batch], object], pair: Sequence[Batch], counts: Sequence[int], rows: int, warm: bool = False
+) -> int | None:
     """Most bytes that live at once in the work on so many rows, on a straight line through the work on a pair of batches of fewer: a part
     is there for any number. None where it cannot be measured; small tensors are not counted."""
-    work(pair[0])  # what is made once, as gradients and packed weights, is there from now on
+    if not warm:  # what is made once, as gradients and packed weights, is there from then on
+        work(pair[0])
     few, more = (bytes_needed(functools.partial(work, batch), batch.labels.device) for batch in pair)
     if few is None or more is None:
         return None

@@ -66,12 +66,12 @@ def propose(recipe: Recipe, execution: Execution) -> Decision | None:
 
 
 def affordable_batch(execution: Execution, batch: int) -> Batch:
-    """As many rows as one forward pass takes a tenth of a second for, two at least: few rows measure the calls, not the arithmetic."""
+    """As many rows as one forward pass takes a tenth of a second for: few rows measure the calls, not the arithmetic."""
     source = execution.sources["train"]
     one = source.encode(np.arange(1), None)
     with evaluating(execution.model.module), torch.no_grad():
         row = best_seconds(lambda: execution.forward(one), budget=5e-3, most=1)
-    return source.encode(np.arange(min(source.rows, batch, max(2, int(0.1 / row)))), None)
+    return source.encode(np.arange(min(source.rows, batch, max(1, round(0.1 / row)))), None)
 
 
 def lay_out(execution: Execution, on: bool) -> None:
