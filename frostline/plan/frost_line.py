@@ -25,16 +25,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from frostline.models.model import logits_of, with_own
-
-Inputs = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """The ``index``-th call of the submodule ``name`` within one forward pass."""
-
-    name: str
-    index: int
+from frostline.plan.recorded_calls import Call, Inputs, Recorded, observe, outermost_frozen, rebuilt, same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +55,7 @@ class FrostLine:
 
     prefix: list[Call]
     border: list[BorderTensor]
-    outputs: dict[Call, _Recorded] = field(default_factory=dict, repr=False)
+    outputs: dict[Call, Recorded] = field(default_factory=dict, repr=False)
     """The structure that each prefix call returns, with its tensors' shapes."""
     deviation: float = math.nan
     """Largest difference between the plain logits and those from the border on, relative to the largest plain logit; NaN where the
@@ -80,29 +71,6 @@ class FrostLine:
         return any(not part or part == name or name.startswith(f"{part}.") or part.startswith(f"{name}.") for name in self.names)
 
 
-@dataclass(kw_only=True)
-class _Recorded:
-    """What one call returned: tensors, the structure around them, and whether autograd saw anything that learns."""
-
-    parent: Call | None
-    tensors: list[Tensor] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    """Of the tensors when they were returned: what the model changes in place later has another."""
-    leaves: list[Any] = field(default_factory=list)
-    """The flattened output, with ``_TENSOR`` where a tensor stood."""
-    structure: Any = None
-    frozen: bool = False
-    per_token: list[bool] = field(default_factory=list)
-    """For each tensor: whether its second dimension is the text's length."""
-
-    def keep_shapes(self) -> None:
-        """Let go of the numbers."""
-        self.tensors = [tensor.detach().to("meta") for tensor in self.tensors]
-
-
-_TENSOR = object()
-
-
 def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
     """The frost line of ``module`` as it stands (its ``requires_grad`` flags and its modes), or None where there is none.
 
@@ -110,25 +78,19 @@ def find_frost_line(module: nn.Module, inputs: Inputs) -> FrostLine | None:
     state are left as they were.
     """
     with preserved(module):
-        calls, logits = _observe(module, inputs, seed=1)
+        calls, logits = observe(module, inputs, seed=1)
         if not logits.requires_grad or not any(_computes(module, call) for call, seen in calls.items() if seen.frozen):
             return None
-        again, plain = _observe(module, inputs, seed=2)
-        outermost = _outermost(calls)
-        if not all(_same(calls[call], again.get(call)) for call in outermost):  # but parts of those that differ may be the same
-            calls, _ = _observe(module, inputs, seed=1, whole=True)
-            again, plain = _observe(module, inputs, seed=2, whole=True)
-            outermost = _outermost({call: seen for call, seen in calls.items() if seen.frozen and _same(seen, again.get(call))})
+        again, plain = observe(module, inputs, seed=2)
+        outermost = outermost_frozen(calls)
+        if not all(same(calls[call], again.get(call)) for call in outermost):  # but parts of those that differ may be the same
+            calls, _ = observe(module, inputs, seed=1, whole=True)
+            again, plain = observe(module, inputs, seed=2, whole=True)
+            outermost = outermost_frozen({call: seen for call, seen in calls.items() if seen.frozen and same(seen, again.get(call))})
         line = _settle(module, inputs, {call: calls[call] for call in outermost if calls[call].tensors})
     if line is not None:
         line.deviation = _deviation(module, line, inputs, plain, again, seed=2)
     return line
-
-
-def _outermost(calls: Mapping[Call, _Recorded]) -> list[Call]:
-    """The frozen calls that stand in no other one of these."""
-    frozen = {call for call, seen in calls.items() if seen.frozen}
-    return [call for call in calls if call in frozen and calls[call].parent not in frozen]
 
 
 def _computes(module: nn.Module, call: Call) -> bool:
@@ -139,7 +101,7 @@ def _computes(module: nn.Module, call: Call) -> bool:
     return any(p.dim() > 1 for part in parts if not isinstance(part, nn.Embedding) for p in part.parameters(recurse=False))
 
 
-def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, _Recorded]) -> FrostLine | None:
+def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, Recorded]) -> FrostLine | None:
     """Drop calls whose border is not a matter of rows (rotary tables, say: they are cheap) until the rest is consistent."""
     rows = next(iter(inputs.values())).shape[0]
     while prefix:
@@ -170,71 +132,12 @@ def _of_rows(module: nn.Module, inputs: Inputs, tensors: Mapping[tuple[Call, int
     unclear = [key for key, tensor in tensors.items() if found[key] and rows in tensor.shape[1:]]
     if unclear:
         one_more = {name: value[[*range(rows), 0]] for name, value in inputs.items()}
-        calls, _ = _observe(module, one_more, seed=1)
+        calls, _ = observe(module, one_more, seed=1)
         found |= {(call, position): calls[call].tensors[position].shape[0] == rows + 1 for call, position in unclear}
     return found
 
 
-def _observe(module: nn.Module, inputs: Inputs, seed: int, whole: bool = False) -> tuple[dict[Call, _Recorded], Tensor]:
-    """One forward pass with gradients on; every call of every submodule recorded in the order of their starts.
-
-    Numbers are kept of the outermost frozen calls, and in a ``whole`` observation of those within them too; of the others, shapes.
-    """
-    calls: dict[Call, _Recorded] = {}
-    stack: list[Call] = []
-    counts: dict[str, int] = {}
-    learning = {name for name, child in module.named_modules() if any(p.requires_grad for p in child.parameters())}
-
-    def enter(name: str, *_: Any) -> None:
-        call = Call(name=name, index=counts.get(name, 0))
-        counts[name] = call.index + 1
-        calls[call] = _Recorded(parent=stack[-1] if stack else None)
-        stack.append(call)
-
-    def leave(name: str, child: nn.Module, args: Any, output: Any) -> None:
-        call = stack.pop()
-        seen = calls[call]
-        leaves, seen.structure = pytree.tree_flatten(output)
-        seen.tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        seen.versions = [tensor._version for tensor in seen.tensors]
-        seen.leaves = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        plain = all(leaf is None or isinstance(leaf, Tensor | int | float | str) for leaf in leaves)
-        seen.frozen = plain and name not in learning and not any(tensor.requires_grad for tensor in seen.tensors)
-        if not seen.frozen:
-            seen.keep_shapes()
-        elif not whole:
-            for inner in reversed(calls):  # of those that started later, which stand in it
-                if inner == call:
-                    break
-                calls[inner].keep_shapes()
-
-    handles = []
-    for name, child in module.named_modules():
-        if name:
-            handles.append(child.register_forward_pre_hook(functools.partial(enter, name)))
-            handles.append(child.register_forward_hook(functools.partial(leave, name)))
-    try:
-        torch.manual_seed(seed)
-        with torch.enable_grad():
-            logits = logits_of(module(**inputs))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, logits
-
-
-def _same(first: _Recorded, second: _Recorded | None) -> bool:
-    """Whether two passes under different seeds gave the same, bit for bit."""
-    return (
-        second is not None
-        and len(first.tensors) == len(second.tensors)
-        and all(
-            a.shape == b.shape and a.device == b.device and torch.equal(a, b) for a, b in zip(first.tensors, second.tensors, strict=True)
-        )
-    )
-
-
-def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -> list[tuple[Call, int]]:
+def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, Recorded]) -> list[tuple[Call, int]]:
     """The prefix outputs that the rest of the forward pass reads: those that a gradient reaches, and all that have none."""
     leaves: dict[tuple[Call, int], Tensor] = {}
 
@@ -247,7 +150,7 @@ def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -
                 leaves[call, position] = leaf
                 tensor = leaf * 1.0  # not a leaf, so that the model may change it in place
             tensors.append(tensor)
-        return _rebuild(seen, tensors)
+        return rebuilt(seen, tensors)
 
     with replaced(module, prefix, give), torch.enable_grad():
         logits = logits_of(module(**inputs))
@@ -262,7 +165,7 @@ def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -
     ]
 
 
-def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, _Recorded]) -> bool:
+def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, Recorded]) -> bool:
     """Fill ``per_token``: whether an output gets one shorter in dimension 1 when the text does. False: some change otherwise."""
     for seen in prefix.values():
         seen.per_token = [False] * len(seen.tensors)
@@ -270,7 +173,7 @@ def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Ca
         return True
     width = inputs["attention_mask"].shape[1]
     shorter = {name: value[:, :-1] if value.dim() > 1 and value.shape[1] == width else value for name, value in inputs.items()}
-    calls, _ = _observe(module, shorter, seed=1)
+    calls, _ = observe(module, shorter, seed=1)
     for call, seen in prefix.items():
         for position, (long, short) in enumerate(zip(seen.tensors, calls[call].tensors, strict=True)):
             differing = [d for d in range(long.dim()) if long.shape[d] != short.shape[d]]
@@ -278,11 +181,6 @@ def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Ca
                 return False
             seen.per_token[position] = differing == [1]
     return True
-
-
-def _rebuild(seen: _Recorded, tensors: list[Tensor]) -> Any:
-    queue = iter(tensors)
-    return pytree.tree_unflatten([next(queue) if leaf is _TENSOR else leaf for leaf in seen.leaves], seen.structure)
 
 
 @contextlib.contextmanager
@@ -349,7 +247,7 @@ def resume_from_border(module: nn.Module, line: FrostLine, inputs: Inputs, borde
                 shape = [rows, width if seen.per_token[position] else example.shape[1], *example.shape[2:]] if example.dim() > 1 else [rows]
                 tensor = empty(shape, example.dtype, border[0].device, fill)
             tensors.append(tensor)
-        return _rebuild(seen, tensors)
+        return rebuilt(seen, tensors)
 
     with replaced(module, line.outputs, give):
         return logits_of(module(**inputs))
@@ -368,7 +266,7 @@ def without_pixels(inputs: Inputs, fill: float = 0.0) -> Inputs:
     }
 
 
-def _deviation(module: nn.Module, line: FrostLine, inputs: Inputs, plain: Tensor, calls: Mapping[Call, _Recorded], seed: int) -> float:
+def _deviation(module: nn.Module, line: FrostLine, inputs: Inputs, plain: Tensor, calls: Mapping[Call, Recorded], seed: int) -> float:
     """As :attr:`FrostLine.deviation`, by the logits and the calls of a plain pass under ``seed``.
 
     Everything that must not be read (pixels, prefix outputs that are no border) is NaN, so that a line that was found

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from frostline.errors import RunError
-from frostline.plan.frost_line import BorderTensor, Call, FrostLine
+from frostline.plan.frost_line import BorderTensor, FrostLine
+from frostline.plan.recorded_calls import Call
 from frostline.plan.store import StoreDamaged, create_store, evict, open_store, prefix_hash, store_key, stores_folder
 
 DENSE = BorderTensor(call=Call(name="body", index=0), position=0, per_token=False, shape=(3, 5), dtype=torch.float32)

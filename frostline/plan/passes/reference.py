@@ -42,8 +42,9 @@ from frostline.models.model import Model, evaluating
 from frostline.plan.cost import Work
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution, Reference
-from frostline.plan.frost_line import BorderTensor, Call
+from frostline.plan.frost_line import BorderTensor
 from frostline.plan.probe import Probe
+from frostline.plan.recorded_calls import Call
 from frostline.plan.store import PrefixStore, StoreDamaged, create_store, open_store, stores_folder
 from frostline.progress import progress
 from frostline.recipe import Recipe, TrainRecipe

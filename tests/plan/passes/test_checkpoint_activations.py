@@ -18,10 +18,11 @@ from frostline.data.dataset import Dataset
 from frostline.plan import execution
 from frostline.plan import plan as plan_module
 from frostline.plan.decision import Decision
-from frostline.plan.frost_line import Call, FrostLine
+from frostline.plan.frost_line import FrostLine
 from frostline.plan.passes.checkpoint_activations import can_recompute, cheapest
 from frostline.plan.plan import Plan
 from frostline.plan.probe import probe
+from frostline.plan.recorded_calls import Call
 from tests.plan.small import bert_with_lora, llama, llama_with_lora, talks
 from tests.train.small import cnn, first_rows, plan, saved, stopped_and_resumed
 
