@@ -51,6 +51,8 @@ class Work:
     ema: bool
     views: int = 1
     """Random views of each training row, each of which would be stored."""
+    stored_rows: int = 0
+    """Rows, or views of them, that an earlier run has stored: the frozen prefix does not run for them."""
     workers: int = 1
     """Threads that read and encode."""
     checkpoint_bytes: int = 0
@@ -97,11 +99,11 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
         "validation": work.epochs * work.validation_rows / work.batch * probe.forward,
     }
     stored = work.views * work.train_rows + work.validation_rows
-    through = work.epochs * rows if stored_bytes is None else stored
+    through = work.epochs * rows if stored_bytes is None else stored - work.stored_rows
     parts["read and encode"] = through * probe.encode_row / max(1, min(work.workers, machine.cores) / 2)
     parts["frozen prefix"] = through * probe.prefix_row
     if stored_bytes is not None:
-        parts["write store"] = stored_bytes / (machine.disk_write_gb_per_s * 1e9)
+        parts["write store"] = stored_bytes * through / stored / (machine.disk_write_gb_per_s * 1e9)
         parts["read store"] = work.epochs * stored_bytes * rows / stored / (machine.disk_read_gb_per_s * 1e9)
         parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * probe.prefix_row
     parts["checkpoints"] = work.epochs * (work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds)

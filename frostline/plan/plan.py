@@ -172,6 +172,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     others = _numerics(recipe, execution, loss, here, work.batch, steps)
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch, steps, work.accumulate)
+    if impossible is None:
+        work = replace(work, stored_rows=cache_prefix.stored_rows(recipe, execution))
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
     line = execution.line = execution.line if caching.on else None
     stored = cache_prefix.stored_bytes(line, execution.sources) if line else None

@@ -161,6 +161,11 @@ def stores_folder() -> Path:
     return cache_folder() / "prefix"
 
 
+def stores() -> set[str]:
+    """The names of those that are finished."""
+    return {manifest.parent.name for manifest in stores_folder().glob("*/manifest.json")}
+
+
 def open_store(key: str, border: list[BorderTensor], rows: int, offsets: Tensor) -> PrefixStore | None:
     """The finished store of that name, or None. A store that cannot be read is deleted, for it can be made again."""
     folder = stores_folder() / key

@@ -66,6 +66,15 @@ def test_cached_in_views():
     assert uncached == predict_seconds(WORK, PROBE, MACHINE, stored_bytes=None)
 
 
+def test_rows_that_an_earlier_run_has_stored_are_only_read():
+    parts, half = (predict_seconds(dataclasses.replace(WORK, stored_rows=n), PROBE, MACHINE, stored_bytes=10**9) for n in (0, 60))
+    halved = ("read and encode", "frozen prefix", "write store")
+    assert half == pytest.approx(parts | {name: parts[name] / 2 for name in halved})
+    none = predict_seconds(dataclasses.replace(WORK, stored_rows=120), PROBE, MACHINE, stored_bytes=10**9)
+    assert none == pytest.approx({name: seconds for name, seconds in parts.items() if name not in halved})
+    assert predict_seconds(dataclasses.replace(WORK, stored_rows=120), PROBE, MACHINE, stored_bytes=None)["frozen prefix"] == 18
+
+
 def test_cached():
     parts = predict_seconds(WORK, PROBE, MACHINE, stored_bytes=10**9)
     assert parts == pytest.approx(

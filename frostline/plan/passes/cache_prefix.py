@@ -23,7 +23,7 @@ from frostline.plan.execution import TOLERANCE, Execution, stored_at
 from frostline.plan.frost_line import FrostLine, preserved
 from frostline.plan.machine import Machine
 from frostline.plan.probe import Probe, prefix_rows
-from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key
+from frostline.plan.store import PrefixStore, create_store, open_store, prefix_hash, store_bytes, store_key, stores
 from frostline.progress import progress
 from frostline.recipe import DataRecipe, Recipe
 
@@ -94,6 +94,8 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
     cached = sum(predict_seconds(work, probe, machine, stored_bytes=size).values())
     if recipe.plan.cache == "auto" and cached >= 0.97 * plain:
         return _decide(False, f"reading the store ({cached:.1f} s in all) is not faster than running the frozen part ({plain:.1f} s)")
+    if work.stored_rows == work.views * work.train_rows + work.validation_rows:
+        return _decide(True, "an earlier run has stored what the frozen part gives for these rows", plain - cached)
     where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
     runs = "once" if work.views == 1 else f"once for each of {work.views} views"
     return _decide(True, f"the frozen part runs {runs} instead of {work.epochs} times", plain - cached, where)
@@ -131,6 +133,26 @@ def _sizes(source: SplitSource) -> tuple[int, int]:
     return len(offsets) - 1, int(offsets[-1])
 
 
+def stored_rows(recipe: Recipe, execution: Execution) -> int:
+    """Rows, or views of them, that an earlier run has stored. The execution has a line."""
+    if not (there := stores()):
+        return 0
+    return sum(_sizes(execution.sources[split])[0] for split, key in _keys(recipe, execution).items() if key in there)
+
+
+def _keys(recipe: Recipe, execution: Execution) -> dict[str, str]:
+    """The names of the stores of each split."""
+    line, keys = execution.line, {}
+    assert line is not None, "stores need a frost line"
+    weights = prefix_hash(execution.model.module, line.names)
+    about = _preprocess_key(execution.model.card, recipe.data) + f"{execution.precision} {execution.lowered}"
+    for split, source in execution.sources.items():
+        if split in CACHED_SPLITS:
+            views = repr((recipe.data.augment, recipe.seed)) if source.views else ""
+            keys[split] = store_key(line, _row_names(source), weights, about + views)
+    return keys
+
+
 def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Callable[[], None] = lambda: None) -> int:
     """Open the stores that exist and make those that do not. Returns the rows for which the prefix had to be run.
 
@@ -140,16 +162,9 @@ def fill_stores(recipe: Recipe, execution: Execution, quiet: bool, between: Call
     """
     line = execution.line
     assert line is not None, "fill_stores needs a frost line"
-    weights = prefix_hash(execution.model.module, line.names)
     ran = 0
-    for split in CACHED_SPLITS:
-        if split not in execution.sources:
-            continue
+    for split, key in _keys(recipe, execution).items():
         source = execution.sources[split]
-        about = _preprocess_key(execution.model.card, recipe.data) + f"{execution.precision} {execution.lowered}"
-        if source.views:
-            about += repr((recipe.data.augment, recipe.seed))
-        key = store_key(line, _row_names(source), weights, about)
         offsets = _offsets(source)
         store = open_store(key, line.border, len(offsets) - 1, offsets)
         if store is None:
