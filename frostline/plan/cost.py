@@ -105,7 +105,7 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
     if stored_bytes is not None:
         parts["write store"] = stored_bytes * through / stored / (machine.disk_write_gb_per_s * 1e9)
         parts["read store"] = work.epochs * stored_bytes * rows / stored / (machine.disk_read_gb_per_s * 1e9)
-        parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * probe.prefix_row
+        parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * max(probe.prefix_row, probe.prefix_alone)
     parts["checkpoints"] = work.epochs * (work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds)
     parts["saving"] = saving_seconds(work, probe, machine)
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
@@ -114,7 +114,7 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
 def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
     """The model is written, hashed, read back, hashed and compared, and two rows go through both; an adapter's base is hashed once more."""
     disk = work.model_bytes * (1 / machine.disk_write_gb_per_s + 2 / machine.disk_read_gb_per_s) / 1e9
-    rows = 2 * 2 * (probe.prefix_row + probe.forward / work.batch)
+    rows = 2 * max(probe.prefix_alone, 2 * probe.prefix_row) + 2 * 2 * probe.forward / work.batch
     seen = 3 * work.model_bytes * (1 / (_HASHED_PER_SECOND * machine.cores) + 2 / (machine.memory_gb_per_s * 1e9))
     return disk + seen + _SYNCS * machine.disk_sync_seconds + _BUILDING + rows
 

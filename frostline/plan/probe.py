@@ -46,7 +46,9 @@ class Probe:
     encode_row: float
     """Seconds to read and encode one row, in one thread."""
     prefix_row: float
-    """Seconds of the frozen prefix for one row; 0 without a frost line."""
+    """Seconds of the frozen prefix for one row of many; 0 without a frost line."""
+    prefix_alone: float = 0.0
+    """The same for a row that goes through it alone, as when the store is proved."""
     step: float
     """Seconds of forward and backward for one batch, from the frost line on (of the whole network without one)."""
     forward: float
@@ -90,12 +92,12 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
             if row * len(few.rows) > _LONG and not execution.compiles_by_shape:
                 break
         sample = _affordable_sample(execution, few, batch, row, encode_row)
-        prefix_row, prefix_bytes = 0.0, 0
+        prefix_row, prefix_alone, prefix_bytes = 0.0, 0.0, 0
         if line is not None:
             if source.lengths is None:  # of texts the heaviest rows are asked, below
-                prefix_bytes = _prefix_needs(execution, (_first(sample, 1), sample))
-            prefix_row, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
-        width, bend, heaviest, heavy = 1.0, 1.0, 1.0, sample
+                prefix_bytes = _prefix_needs(execution, (_first(sample, 1), _first(sample, prefix_rows(source))))
+            prefix_row, prefix_alone, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
+        width, heaviest, heavy, bend, prefix_bend = 1.0, 1.0, sample, 1.0, 1.0
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
@@ -112,7 +114,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
         step = usual_seconds(lambda: step_of(sample), budget, warm=needed is not None)
         if source.lengths is not None:
             if len(sample.rows) == batch:  # else a whole batch takes too long, or more memory than there is
-                bend = _bend(execution, step_of, batch, positions, step)
+                bend, prefix_bend = _bend(execution, step_of, batch, positions, step, prefix_row * batch)
             seconds = (scale * width * step + batch * width * prefix_row) * positions.max() / positions.mean()
             whole = seconds <= _SECONDS and saved < memory_limit(few.labels.device) / 4
             pair = (heaviest_rows(execution, batch, 2), heaviest_rows(execution, batch, batch) if whole else heavy)
@@ -124,7 +126,8 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
         result = Probe(
             batch=batch,
             encode_row=encode_row,
-            prefix_row=bend * width * prefix_row,
+            prefix_row=prefix_bend * width * prefix_row,
+            prefix_alone=width * prefix_alone,
             step=bend * scale * width * step,
             forward=bend * scale * width * usual_seconds(lambda: _forward(execution, sample), budget / 3, warm=True),
             saved_bytes=saved,
@@ -152,18 +155,21 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float,
     return source.encode(rows[spread(len(rows), max(2, _affordable_rows(row, encode_row)))], None)
 
 
-def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget: float) -> tuple[float, float]:
+def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget: float) -> tuple[float, float, float]:
     """Give a sample its border, and its rows again and again, up to a batch, as far as they can be timed. Seconds of a row before the
-    frost line, and forward from it on."""
-    borders, images = list[list[Tensor]](), execution.sources["train"].lengths is None  # which went through it already
-    before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget, warm=images) / len(sample.rows)
+    frost line, and of one alone; and of one forward from it on."""
+    source, borders = execution.sources["train"], list[list[Tensor]]()
+    images = source.lengths is None  # which went through it already
+    few, one = _first(sample, prefix_rows(source)) if images else sample, _first(sample, 1)
+    before = usual_seconds(lambda: borders.append(execution.prefix(few)), budget, warm=images) / len(few.rows)
+    alone = before if before > _LONG / 4 else usual_seconds(lambda: execution.prefix(one), budget=0.01)
     sample.border = tuple(borders[0])
     behind = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
     rows = min(batch, max(len(sample.rows), _affordable_rows(behind)))
     sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
     sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
     sample.labels = _repeated(sample.labels, rows)
-    return before, behind
+    return before, alone, behind
 
 
 def _affordable_rows(row: float, encode_row: float = 0.0) -> int:
@@ -198,28 +204,38 @@ def _at_the_line(execution: Execution, rows: np.ndarray) -> Batch:
     return batch
 
 
-def _bend(execution: Execution, step_of: Callable[[Batch], object], batch: int, positions: np.ndarray, step: float) -> float:
-    """How many times as long an epoch takes as its batch of middling length would have it.
+def _bend(
+    execution: Execution, step_of: Callable[[Batch], object], batch: int, positions: np.ndarray, step: float, prefix: float = 0.0
+) -> tuple[float, float]:
+    """How many times as long an epoch takes as its batch of middling length would have it: its steps, and what is before a frost line.
 
     A batch of long rows takes more than in proportion, for attention and where its numbers no longer fit in a cache, and so does a
-    light one, for its calls. Beside the middling one, which takes ``step`` seconds, the lightest, the heaviest and one between are timed,
-    as far as they are affordable, and the seconds of the others lie on straight lines between these.
+    light one, for its calls. Beside the middling one, of ``step`` and ``prefix`` seconds, the lightest, the heaviest and one between
+    are timed, as far as they are affordable, and the seconds of the others lie on straight lines between these.
     """
     source = execution.sources["train"]
     assert source.lengths is not None, "only texts have lengths"
     rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)
     middle, most = float(positions.mean()), float(positions.max())
     usual = float(positions[np.abs(positions - middle).argmin()])
-    known = {usual: step}
+    known, before = {usual: step}, {usual: prefix}
     for wanted in (float(positions.min()), (middle * most) ** 0.5, most):
         index = int(np.abs(positions - wanted).argmin())
         size = float(positions[index])
-        if size in known or max(known.values()) * size / max(known) > _SECONDS:
+        if size in known or (max(known.values()) + max(before.values())) * size / max(known) > _SECONDS:
             continue
-        known[size] = usual_seconds(functools.partial(step_of, _at_the_line(execution, rows[index])), budget=0.04, once=2 * _SECONDS)
-    sizes = sorted(known)
-    each = np.interp(positions, sizes, [known[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
-    return float(each.sum() / (positions.sum() * step / usual))
+        start = time.perf_counter()
+        chosen = _at_the_line(execution, rows[index])
+        wait()
+        before[size] = time.perf_counter() - start
+        known[size] = usual_seconds(functools.partial(step_of, chosen), budget=0.04, once=2 * _SECONDS)
+
+    def in_all(timed: dict[float, float]) -> float:
+        sizes = sorted(timed)
+        each = np.interp(positions, sizes, [timed[size] for size in sizes]) * np.maximum(1, positions / sizes[-1])
+        return float(each.sum() / (positions.sum() * timed[usual] / usual))
+
+    return in_all(known), in_all(before) if prefix else 1.0
 
 
 def prefix_rows(source: SplitSource) -> int:

@@ -89,7 +89,7 @@ def one_thread():
 def test_seconds_before_and_after_the_line(digits, tmp_path):
     found, line = probed(digits, tmp_path, fl.load(Slow(), task=digits.task, size=8), "head", batch=10)
     assert line.names == ["body"]
-    assert 0.002 <= found.prefix_row < 0.006
+    assert 0.002 <= found.prefix_row < 0.006 and 0.002 <= found.prefix_alone < 0.006
     assert 0.010 <= found.forward < 0.030 and 0.010 <= found.step < 0.030  # without the 20 ms before the line
 
 
@@ -182,13 +182,35 @@ def test_an_epoch_of_batches_of_several_lengths(texts, tmp_path, monkeypatch):
         monkeypatch.setattr(probe_module, "usual_seconds", seconds)
         monkeypatch.setattr(probe_module, "_SECONDS", 1e12)
         middle = min(positions, key=lambda size: abs(size - positions.mean()))
-        bend = probe_module._bend(execution, mean_loss, 8, positions, float(middle) ** power)
+        bend, _ = probe_module._bend(execution, mean_loss, 8, positions, float(middle) ** power)
         assert middle not in seen and {positions.min(), positions.max()} <= set(seen) and len(seen) <= 3
         exact = (positions.astype(float) ** power).sum() / (positions.sum() * middle ** (power - 1))
         assert bend == pytest.approx(1) if power == 1 else exact <= bend < 1.3 * exact and bend > 1
     monkeypatch.setattr(probe_module, "_SECONDS", 0.0)
     seen.clear()
-    assert probe_module._bend(execution, mean_loss, 8, positions, 1.0) > 0 and not seen, "what is not affordable is not timed"
+    assert probe_module._bend(execution, mean_loss, 8, positions, 1.0) > (0, 0) and not seen, "what is not affordable is not timed"
+
+
+def test_what_is_before_the_line_is_bent_by_its_own_seconds(texts, tmp_path, monkeypatch):
+    """A step behind the line may take the same for any length, where the frozen part takes the square."""
+    execution = plan(fl.load("transformer", data=texts, width=16, depth=1), texts, tmp_path / "run", adapt="full", pack="off").execution
+    positions = probe_module._positions(execution, execution.sources["train"], 8)
+    middle = min(positions, key=lambda size: abs(size - positions.mean()))
+    clock, encoded = [0.0], probe_module._at_the_line
+
+    def at_the_line(execution, rows):
+        batch = encoded(execution, rows)
+        clock[0] += float(batch.inputs["attention_mask"].numel()) ** 2
+        return batch
+
+    monkeypatch.setattr(probe_module, "_at_the_line", at_the_line)
+    monkeypatch.setattr(probe_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(probe_module, "usual_seconds", lambda work, budget, once: 1.0)
+    monkeypatch.setattr(probe_module, "_SECONDS", 1e12)
+    bend, prefix_bend = probe_module._bend(execution, mean_loss, 8, positions, 1.0, float(middle) ** 2)
+    assert bend == pytest.approx(len(positions) * middle / positions.sum())
+    exact = (positions.astype(float) ** 2).sum() / (positions.sum() * middle)
+    assert exact <= prefix_bend < 1.3 * exact and prefix_bend > 1
 
 
 def test_a_part_of_a_batch_is_not_taken_for_the_whole(texts, tmp_path, monkeypatch):
