@@ -144,8 +144,6 @@ class TestReuse:
         assert self.fill(data, tmp_path, options={"head": ["dropout 0.1"]}) == 0
 
     def test_the_plan_knows_what_is_stored(self, digits, data, tmp_path):
-        """Even for a single epoch it is read then; what is stored of one split counts for that split."""
-
         def planned(name, data, **options):
             made = plan(cnn(data, depth=2), data, tmp_path / name, adapt="head", epochs=1, **options)
             return made, next(decision for decision in made.decisions if decision.what == "cache_prefix")
