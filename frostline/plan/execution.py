@@ -110,7 +110,7 @@ class Execution:
 
     def forward(self, batch: Batch) -> Any:
         """The task's outputs: logits (rows, outputs), float32 at least, or the scores of labelled tokens."""
-        with self._numerics():
+        with self._numerics(batch):
             return outputs_of(self.task, self.model, batch, lambda: self._run(batch), self.products.get(self.model.output or ""))
 
     @property
@@ -214,8 +214,8 @@ class Execution:
         return {name: value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for name, value in inputs.items()}
 
     @contextlib.contextmanager
-    def _numerics(self) -> Iterator[None]:
-        with self.autocast(), self.kernels():
+    def _numerics(self, batch: Batch | None = None) -> Iterator[None]:
+        with self.autocast(), self.kernels(batch):
             yield
 
     def come_home(self) -> None:
@@ -240,28 +240,35 @@ class Execution:
             loss.backward()
 
     @contextlib.contextmanager
-    def kernels(self) -> Iterator[None]:
-        """Within, what computes in place of the module's own layers. One thread at a time: functions of torch and transformers are
-        exchanged as well, for the whole process. Entered once around several passes it is entered for each of them."""
+    def kernels(self, batch: Batch | None = None) -> Iterator[None]:
+        """Within, what computes in place of the module's own layers; of those that a pass over ``batch`` asks for, where it is given. One
+        thread at a time: functions of torch and transformers are exchanged as well, for the whole process. Entered once around several
+        passes it is entered for each of them."""
         with _ONE_THREAD:
             if self._computing:
                 yield
                 return
             self._computing = True
             try:
-                with self._in_place():
+                with self._in_place(self.products if batch is None or batch.border is None else self._products_behind()):
                     yield
             finally:
                 self._computing = False
 
+    def _products_behind(self) -> dict[str, FrozenProduct]:
+        """Those of layers behind the line: of a network with a hundred before it, putting all in place takes as long as a head."""
+        assert self.line is not None, "no frost line"
+        before = tuple(f"{name}." for name in self.line.names)
+        return {name: product for name, product in self.products.items() if not f"{name}.".startswith(before)}
+
     @contextlib.contextmanager
-    def _in_place(self) -> Iterator[None]:
+    def _in_place(self, products: dict[str, FrozenProduct]) -> Iterator[None]:
         module = self.model.module
         lora = fused(module) if self.fused else contextlib.nullcontext()
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
-        multiplied, convolved = multiplying(module, self.products), convolving(module, self.products)
-        together, chains = sharing(module, self.siblings, self.products), chained(module, self.products)
+        multiplied, convolved = multiplying(module, products), convolving(module, products)
+        together, chains = sharing(module, self.siblings, products), chained(module, products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, [*self.hosted, *self.recomputed])
         made, brought = compiling(module, self.compiled), hosting(module, self.hosted, device_of(module))
         with made, brought, uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:

@@ -84,18 +84,19 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
     few = encode()
     encode_row = usual_seconds(encode, budget=0.05) / len(few.rows)
     with preserved(module):
-        for _ in range(2):  # what is built in a first pass is no part of the others, unless it hardly shows there
+        for _ in range(2):  # what is built in a first pass is no part of the others; of slow images in fp32 that is nothing
             start = time.perf_counter()
             largest = _largest_output(execution, few)
             wait()
             row = (time.perf_counter() - start) / len(few.rows)
-            if row * len(few.rows) > _LONG and not execution.compiles_by_shape:
+            if source.lengths is None and not execution.compiles_by_shape and row * len(few.rows) > _LONG:
                 break
         sample = _affordable_sample(execution, few, batch, row, encode_row)
         prefix_row, prefix_alone, prefix_bytes = 0.0, 0.0, 0
         if line is not None:
             if source.lengths is None:  # of texts the heaviest rows are asked, below
-                prefix_bytes = _prefix_needs(execution, (_first(sample, 1), _first(sample, prefix_rows(source))))
+                sample = _first(sample, prefix_rows(source))
+                prefix_bytes = _prefix_needs(execution, (_first(sample, 1), sample))
             prefix_row, prefix_alone, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
         width, heaviest, heavy, bend, prefix_bend = 1.0, 1.0, sample, 1.0, 1.0
         if source.lengths is not None:
@@ -159,9 +160,8 @@ def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget:
     """Give a sample its border, and its rows again and again, up to a batch, as far as they can be timed. Seconds of a row before the
     frost line, and of one alone; and of one forward from it on."""
     source, borders = execution.sources["train"], list[list[Tensor]]()
-    images = source.lengths is None  # which went through it already
-    few, one = _first(sample, prefix_rows(source)) if images else sample, _first(sample, 1)
-    before = usual_seconds(lambda: borders.append(execution.prefix(few)), budget, warm=images) / len(few.rows)
+    one, images = _first(sample, 1), source.lengths is None  # which went through it already
+    before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget, warm=images) / len(sample.rows)
     alone = before if before > _LONG / 4 else usual_seconds(lambda: execution.prefix(one), budget=0.01)
     sample.border = tuple(borders[0])
     behind = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)

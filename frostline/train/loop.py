@@ -177,7 +177,7 @@ def _take_step(state: State, group: list[Batch], epoch: int, kept: str, watch: G
     sums = {"loss": 0.0, "count": 0.0, "score": 0.0, "scored": 0.0, "rows": 0.0}
     for batch in group:
         torch.manual_seed(integer_seed(plan.recipe.seed, epoch, int(batch.rows[0]), "forward"))
-        with plan.execution.kernels():
+        with plan.execution.kernels(batch):
             outputs = plan.execution.forward(batch)
             total, count = plan.loss(outputs, batch.labels)
             sums["loss"] += (value := float(total.detach()))

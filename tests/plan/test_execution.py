@@ -10,6 +10,7 @@ import torch
 
 import frostline as fl
 from frostline.data.loader import epoch_batches
+from frostline.kernels.packed_product import PackedProduct
 from frostline.plan.passes.cache_prefix import fill_stores
 from tests.plan.small import llama_with_lora
 from tests.train.small import cnn, first_rows, plan
@@ -39,6 +40,25 @@ def test_from_the_store_as_from_the_network(cached):
         assert {n: v.shape for n, v in plain.inputs.items()} == {n: v.shape for n, v in stored.inputs.items()}
         with torch.no_grad():
             torch.testing.assert_close(cached.forward(stored), cached.forward(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_behind_the_line_only_its_own_products_are_in_place(tmp_path, texts):
+    """A row that was stored passes no other layer."""
+    data = first_rows(texts, 40)
+    made = plan(fl.load("transformer", data=data, width=16, depth=3, dropout=0.0), data, tmp_path / "run", adapt="last 1", cache="on")
+    execution, module, frozen = made.execution, made.model.module, ["blocks.0.qkv", "blocks.1.mlp.2"]
+    assert fill_stores(made.recipe, execution, quiet=True) > 0
+    for name in (*frozen, "head.0"):
+        execution.products[name] = PackedProduct(module.get_submodule(name).weight, dtype=torch.float32, rows=4)
+    assert all(execution.line.touches(name) for name in frozen) and not execution.line.touches("head.0")
+    module.requires_grad_(False).eval()
+    rows = np.array([0, 5, 7])
+    plain, stored = execution.sources["train"].encode(rows, None), execution.encoder("train")(rows, 0)
+    for batch, there in ((None, [*frozen, "head.0"]), (plain, [*frozen, "head.0"]), (stored, ["head.0"])):
+        with execution.kernels(batch):
+            assert {name for name in execution.products if "forward" in vars(module.get_submodule(name))} == set(there)
+    with torch.no_grad():
+        torch.testing.assert_close(execution.forward(stored), execution.forward(plain), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cached", ["images"], indirect=True)
