@@ -102,18 +102,17 @@ def _computes(module: nn.Module, call: Call) -> bool:
 
 
 def _settle(module: nn.Module, inputs: Inputs, prefix: dict[Call, Recorded]) -> FrostLine | None:
-    """Drop calls whose border is not a matter of rows (rotary tables, say: they are cheap) until the rest is consistent."""
+    """Drop calls whose border is not a matter of rows (rotary tables, say: they are cheap), and those whose outputs change otherwise than
+    by rows and tokens (positions that are looked up once for all rows), until the rest is consistent."""
     rows = next(iter(inputs.values())).shape[0]
     while prefix:
         used = _used(module, inputs, prefix)
         by_rows = _of_rows(module, inputs, {(call, position): prefix[call].tensors[position] for call, position in used}, rows)
-        whole = {call for call, position in used if not by_rows[call, position]}
+        whole = {call for call, position in used if not by_rows[call, position]} or _mark_token_dimensions(module, inputs, prefix)
         if not whole:
             break
         prefix = {call: seen for call, seen in prefix.items() if call not in whole}
     if not prefix or not used:
-        return None
-    if not _mark_token_dimensions(module, inputs, prefix):
         return None
     border = []
     for call, position in used:
@@ -165,22 +164,22 @@ def _used(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, Recorded]) ->
     ]
 
 
-def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, Recorded]) -> bool:
-    """Fill ``per_token``: whether an output gets one shorter in dimension 1 when the text does. False: some change otherwise."""
+def _mark_token_dimensions(module: nn.Module, inputs: Inputs, prefix: Mapping[Call, Recorded]) -> set[Call]:
+    """Fill ``per_token``: whether an output gets one shorter in dimension 1 when the text does. Those that change otherwise."""
     for seen in prefix.values():
         seen.per_token = [False] * len(seen.tensors)
     if "attention_mask" not in inputs:
-        return True
-    width = inputs["attention_mask"].shape[1]
+        return set()
+    width, otherwise = inputs["attention_mask"].shape[1], set()
     shorter = {name: value[:, :-1] if value.dim() > 1 and value.shape[1] == width else value for name, value in inputs.items()}
     calls, _ = observe(module, shorter, seed=1)
     for call, seen in prefix.items():
         for position, (long, short) in enumerate(zip(seen.tensors, calls[call].tensors, strict=True)):
             differing = [d for d in range(long.dim()) if long.shape[d] != short.shape[d]]
             if differing not in ([], [1]) or (differing == [1] and long.shape[1] != width):
-                return False
+                otherwise.add(call)
             seen.per_token[position] = differing == [1]
-    return True
+    return otherwise
 
 
 @contextlib.contextmanager
