@@ -49,6 +49,8 @@ TITLES = {
     "offload": ("A run for which memory is too short", "内存不够的一次训练"),
     "planner": ("Predicted against actual", "预测值与实际值"),
     "regret": ("As planned, plainly, and each choice the other way", "按计划、不作任何优化、以及逐项反过来选择"),
+    "head_tuning": ("A head on a frozen network, against the least that it can take", "冻结网络上的头部：与理论最少用时对比"),
+    "fast_quality": ("What plan.quality=fast costs in quality", "plan.quality=fast 对质量的影响"),
     "trials": (
         "What only a trial tells: cores for the step while others load, PyTorch's compiler",
         "只有试过才知道的：加载时用几个核计算、PyTorch 编译器",

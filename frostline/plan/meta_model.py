@@ -65,9 +65,12 @@ def build(path: Path, recipe: AdaptRecipe, stored: torch.dtype) -> Model:
 
     Raises ModelError for a config that cannot be read or that is no causal language model, and for an adapter that does not fit it.
     """
+    from transformers.initialization import no_init_weights
+
     values = _read(path)
     config = hf_module.parse_config(values)
-    module = _network(config, str(path), stored).train()
+    with no_init_weights():  # which takes its time on meta too
+        module = _network(config, str(path), stored).train()
     output = next((name for name, part in module.named_modules() if part is module.get_output_embeddings()), "")
     if not output:
         raise ModelError(f"model got {str(path)!r}, which has no output layer, expected a causal language model. Give another config")
@@ -75,7 +78,8 @@ def build(path: Path, recipe: AdaptRecipe, stored: torch.dtype) -> Model:
     card = Card(name=str(values["model_type"]), schema=Schema(task="causal-lm", target="none"), preprocess=unread)
     model = Model(module=module, card=card, blocks=blocks_of(module), output=output)
     if recipe.method == "lora":
-        _put_lora(model, recipe)
+        with no_init_weights():
+            _put_lora(model, recipe)
     else:
         full.apply(model, recipe, 0)
     return model

@@ -98,7 +98,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
                 sample = _first(sample, prefix_rows(source))
                 prefix_bytes = _prefix_needs(execution, (_first(sample, 1), sample))
             prefix_row, prefix_alone, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
-        width, heaviest, heavy, bend, prefix_bend = 1.0, 1.0, sample, 1.0, 1.0
+        width, heaviest, heavy, bend, prefix_bend = 1.0, 1.0, _first(sample, 3), 1.0, 1.0  # what images keep, few tell
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
             width = float(positions.sum()) / source.rows / _positions_of_row(execution, sample)
@@ -244,9 +244,10 @@ def prefix_rows(source: SplitSource) -> int:
 
 
 def _first(batch: Batch, rows: int) -> Batch:
-    border = None if batch.border is None else tuple(tensor[:rows] for tensor in batch.border)
-    inputs = {name: value[:rows] for name, value in batch.inputs.items()}
-    return replace(batch, inputs=inputs, labels=batch.labels[:rows], rows=batch.rows[:rows], border=border)
+    """In storages of their own: what is kept of them is counted."""
+    border = None if batch.border is None else tuple(tensor[:rows].clone() for tensor in batch.border)
+    inputs = {name: value[:rows].clone() for name, value in batch.inputs.items()}
+    return replace(batch, inputs=inputs, labels=batch.labels[:rows].clone(), rows=batch.rows[:rows], border=border)
 
 
 def _repeated(tensor: Tensor, rows: int) -> Tensor:

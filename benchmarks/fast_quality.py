@@ -1,0 +1,112 @@
+"""What plan.quality=fast costs in quality: the loss and the task's own metric on held-out rows after training, beside exact.
+
+    python benchmarks/fast_quality.py [JOB …] [--repeat 1] [--quick]
+
+Real inputs and pretrained weights: Fashion-MNIST into EfficientNet-Lite0 (a new head), docstrings of eight Python modules into MiniLM
+(a new head; LoRA), orders in words into SmolLM2-135M (LoRA), whose answers must be the expected JSON to the letter. Each job is trained
+in fp32 with plan.quality=exact and with fast, which may take bf16 and int8, by the same seeds, each in a process of its own with
+an empty cache; the test split is scored by the saved model in fp32, so that what is compared is what was learned. The goal is
+1 % for both; a metric counts whole rows, of which the table says how many there are. ``--repeat``: seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import harness
+import inputs
+
+LORA = {"adapt.method": "lora", "adapt.rank": 16, "adapt.alpha": 32.0, "adapt.targets": ["all-linear"]}
+JOBS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], str]] = {
+    # name: input, options of prepare, model, options of plan, metric
+    "lite0-head": (
+        "clothes", {"limit": 7000, "size": 96, "val": 0.1, "test_share": 0.3}, "efficientnet-lite0",
+        {"adapt": "head", "epochs": 5, "batch": 32, "lr": 1e-3}, "accuracy",
+    ),
+    "minilm-head": (
+        "docstrings", {"max_length": 64, "test_share": 0.3}, "minilm",
+        {"adapt": "head", "epochs": 10, "batch": 32, "lr": 3e-3}, "accuracy",
+    ),
+    "minilm-lora": (
+        "docstrings", {"max_length": 64, "test_share": 0.3}, "minilm", {**LORA, "epochs": 3, "batch": 32, "lr": 1e-3}, "accuracy",
+    ),
+    "smollm2-lora": (
+        "orders", {"task": "chat", "max_length": 128, "test_share": 0.2}, "smollm2",
+        {**LORA, "epochs": 3, "batch": 8, "lr": 1e-3, "schedule": "one-cycle"}, "exact_match",
+    ),
+}  # fmt: skip
+GOAL = "both within 1 %"
+
+
+def side(name: str, source: str, quality: str, seed: str, quick: str) -> None:
+    """One run; prints one JSON line."""
+    import frostline as fl
+
+    _, of_data, model, of_plan, metric = JOBS[name]
+    if quick == "quick":
+        of_data, of_plan = {**of_data, "limit": 60}, {**of_plan, "epochs": 1}
+    known = {"minilm": inputs.minilm, "smollm2": inputs.smollm2}
+    data = fl.prepare(source, seed=0, **of_data)
+    loaded = fl.load(str(known[model]()) if model in known else model, data=data)
+    with tempfile.TemporaryDirectory() as out:
+        plan = fl.plan(loaded, data, seed=int(seed), quality=quality, out=f"{out}/run", **of_plan)
+        run = fl.train(plan, quiet=True)
+        report, seconds = fl.evaluate(run), run.cost["actual"]["seconds"]
+    lowered = [made.what for made in plan.decisions if made.on and made.what in ("bf16", "lower_frozen")]
+    loss = report.metrics["log_loss" if "log_loss" in report.metrics else "loss"]
+    print(json.dumps({"loss": loss, "metric": report.metrics[metric], "rows": report.rows, "seconds": seconds, "on": lowered}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="60 rows and one epoch: to see that every job works")
+    parser.add_argument("--side", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        side(*options.side)
+        return
+    if unknown := [name for name in options.jobs if name not in JOBS]:
+        parser.error(f"unknown job {unknown[0]!r}, expected one of {', '.join(JOBS)}")
+    rows: list[list[object]] = []
+    with tempfile.TemporaryDirectory() as place:
+        made = {
+            "clothes": inputs.fashion_mnist(Path(place)), "docstrings": inputs.docstrings(Path(place)),
+            "orders": harness.ROOT / "examples" / "orders.jsonl",
+        }  # fmt: skip
+        for name in options.jobs or JOBS:
+            runs: dict[str, list[dict[str, Any]]] = {"exact": [], "fast": []}
+            for seed in range(options.repeat):
+                for quality, found in runs.items():
+                    words = ["--side", name, str(made[JOBS[name][0]]), quality, str(seed), "quick" if options.quick else "whole"]
+                    found.append(harness.last_json_line([sys.executable, __file__, *words]))
+            rows.append(row(name, runs))
+            print(*rows[-1], flush=True)
+    headers = ["", "exact s", "fast s", "loss, exact", "loss, fast", "off", "metric", "exact", "fast", "off", "test rows", "fast took"]
+    harness.publish("fast_quality", headers, rows, repeats=options.repeat, goal=GOAL)
+
+
+def row(name: str, runs: dict[str, list[dict[str, Any]]]) -> list[object]:
+    """One line of the table: means over the seeds."""
+    mean = {
+        quality: {what: statistics.fmean(run[what] for run in found) for what in ("seconds", "loss", "metric")}
+        for quality, found in runs.items()
+    }
+    exact, fast = mean["exact"], mean["fast"]
+    return [
+        name, f"{exact['seconds']:.1f}", f"{fast['seconds']:.1f}",
+        f"{exact['loss']:.4f}", f"{fast['loss']:.4f}", f"{fast['loss'] / exact['loss'] - 1:+.1%}", JOBS[name][4],
+        f"{exact['metric']:.4f}", f"{fast['metric']:.4f}", f"{fast['metric'] / max(exact['metric'], 1e-9) - 1:+.1%}",
+        runs["fast"][0]["rows"], ", ".join(runs["fast"][0]["on"]) or "nothing",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
