@@ -4,8 +4,8 @@ int8 (kernels/int8_convolution.py, int8_chain.py).
 
 Condition: frozen layers that are timed faster so where the network is computed. Not exact, so taken with `plan.quality: fast` (or
 `plan.int8: on`): before the run the loss on held-out rows is measured plain and lowered, and where it differs by more than ``LIMIT``
-outliers of what comes in are smoothed, then the layers whose own outputs differ most are left as they are, until it does not. Where the
-loss does not depend on them yet, those outputs decide.
+outliers of what comes in are smoothed, then the layers whose own outputs differ most are left as they are, until it does not. Before a
+new head the loss hardly depends on them yet: what reaches the head must be near, too. Where nothing tells, those outputs decide.
 The output layer is never lowered: the gradients of probabilities are too small for 8 bits. What learns stays in floating point.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 LIMIT = 0.01
 """Largest relative difference of the held-out loss."""
 _OUTPUT_LIMIT = 0.05
-"""The same of a layer's own outputs, by which it is judged where the loss does not depend on them yet."""
+"""The same of what reaches a new head, and of a layer's own outputs where the loss does not depend on them yet."""
 _SMALLEST_KERNEL = 2**10
 """Numbers of a convolution's weight that is worth it."""
 _FASTER = 0.9
@@ -69,12 +69,15 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
         return replace(off, why="no shape of the frozen layers is multiplied faster in 8 bits on this machine")
     kept, before, after = _within_limit(chosen, products, execution, loss)
     if not kept:
-        why = f"the loss on held-out rows would change from {before:.4f} to {after:.4f}, by more than {LIMIT:.0%}"
-        return replace(off, why=why if after != before else f"what each layer gives would change by more than {_OUTPUT_LIMIT:.0%}")
+        why = f"the loss on held-out rows would change from {before.loss:.4f} to {after.loss:.4f}, by more than {LIMIT:.0%}"
+        by_loss = _change(before.loss, after.loss) > LIMIT
+        return replace(off, why=why if by_loss else f"what each layer gives would change by more than {_OUTPUT_LIMIT:.0%}")
     execution.products |= {item.name: products[item.name] for item in kept}
     kinds = [name for name, there in (("linear layers", False), ("convolutions", True)) if any(item.convolves == there for item in layers)]
     numbers = " and ".join(sorted({products[item.name].lowered_to for item in kept}))
-    change = f"loss on held-out rows {after:.4f}, plain {before:.4f} ({_change(before, after):.2%} off)"
+    change = f"loss on held-out rows {after.loss:.4f}, plain {before.loss:.4f} ({_change(before.loss, after.loss):.2%} off)"
+    if before.at_head is not None:
+        change += f"; what reaches the new head {_off(before, after):.1%} off"
     if smooth := sum(isinstance(products[item.name], SmoothedProduct) for item in kept):
         change += f"; outliers of {smooth} are smoothed"
     by_processor = any(not item.convolves and item.layer.weight.device.type == "cpu" for item in kept)
@@ -152,8 +155,8 @@ def _chain_now_and_lowered(first: FrozenLayer, chain: int8_chain.Chain, executio
 
 def _within_limit(
     chosen: list[FrozenLayer], products: dict[str, FrozenProduct], execution: Execution, loss: Loss
-) -> tuple[list[FrozenLayer], float, float]:
-    """As many of the layers as keep the held-out loss within the limit, that loss without them, and with them.
+) -> tuple[list[FrozenLayer], _HeldOut, _HeldOut]:
+    """As many of the layers as keep the held-out rows within the limits, these without them, and with them.
 
     Where all do not, layers with outliers are smoothed first; then the worst quarter is left as it is, and so on.
     """
@@ -164,15 +167,16 @@ def _within_limit(
         kept = chosen
         while kept:
             execution.products = plain | {item.name: products[item.name] for item in kept}
-            after = _mean_loss(execution, loss, batch)
+            after = _look(execution, loss, batch)
             execution.products = plain
-            if _change(before, after) <= LIMIT and after != before:
+            tells = after.loss != before.loss or before.at_head is not None
+            if tells and _change(before.loss, after.loss) <= LIMIT and _off(before, after) <= _OUTPUT_LIMIT:
                 return kept, before, after
             if not errors:
                 errors = _output_errors(chosen, products, execution, batch)
                 if _smooth(chosen, products, errors, execution, batch):
                     continue
-            if after == before:  # to the last bit: what they give does not count yet, as before a head of zeros
+            if not tells:  # to the last bit: what they give does not count yet, as before a layer of zeros
                 return [item for item in kept if errors[item.name] <= _OUTPUT_LIMIT], before, after
             kept = sorted(kept, key=lambda item: errors[item.name])[: len(kept) * 3 // 4]
     return [], before, after
@@ -203,23 +207,46 @@ def _smooth(
     return bool(better)
 
 
-def _held_out(execution: Execution, loss: Loss) -> tuple[Batch, float]:
-    """As many rows as are affordable, and their loss."""
+@dataclass(frozen=True, kw_only=True)
+class _HeldOut:
+    """What a pass of held-out rows gives."""
+
+    loss: float
+    at_head: Tensor | None
+    """What reaches a new head; None without one."""
+
+
+def _held_out(execution: Execution, loss: Loss) -> tuple[Batch, _HeldOut]:
+    """As many rows as are affordable, and what they give."""
     source = execution.sources.get("validation") or execution.sources["train"]
     batch = source.encode(spread(source.rows, _FEW), None)
     start = time.perf_counter()
-    mean = _mean_loss(execution, loss, batch)
+    seen = _look(execution, loss, batch)
     affordable = min(_ROWS, int(_SECONDS * len(batch.rows) / (time.perf_counter() - start)))
     if affordable < 2 * _FEW:
-        return batch, mean
+        return batch, seen
     batch = source.encode(spread(source.rows, affordable), None)
-    return batch, _mean_loss(execution, loss, batch)
+    return batch, _look(execution, loss, batch)
 
 
 def _change(before: float, after: float) -> float:
     """Relative; a loss that is not finite is over every limit."""
     change = abs(after - before) / max(abs(before), 1e-9)
     return change if math.isfinite(change) else math.inf
+
+
+def _off(before: _HeldOut, after: _HeldOut) -> float:
+    """How far from its plain values what reaches a new head is, relative; 0 without one."""
+    if before.at_head is None or after.at_head is None:
+        return 0.0
+    return float((after.at_head - before.at_head).norm() / before.at_head.norm().clamp_min(1e-12))
+
+
+def _look(execution: Execution, loss: Loss, batch: Batch) -> _HeldOut:
+    reached: list[Tensor] = []
+    with observed(execution.model.module, execution.model.head, lambda _, x: reached.append(x.detach().float())):
+        mean = _mean_loss(execution, loss, batch)
+    return _HeldOut(loss=mean, at_head=reached[0] if reached else None)
 
 
 def _mean_loss(execution: Execution, loss: Loss, batch: Batch) -> float:

@@ -263,3 +263,26 @@ def test_before_a_head_of_zeros_the_layers_own_outputs_decide(digits: Dataset, t
     monkeypatch.setattr(lower_frozen, "_OUTPUT_LIMIT", 1e-6)
     refused = decision(plan(fl.load(net, data=data, size=8), data, tmp_path, **options))
     assert not refused.on and "what each layer gives" in refused.why
+
+
+def test_before_a_new_head_what_reaches_it_must_be_near(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss tells nothing yet: far less than a hundredth of it depends on what comes in."""
+    made = Int8Product.make
+
+    def make(self: Int8Product, weight: Tensor) -> Any:
+        form = made(self, weight)
+        return form._replace(scales=form.scales * 1.5) if getattr(self.weight, "spoiled", False) else form
+
+    monkeypatch.setattr(Int8Product, "make", make)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    nn.init.normal_(net[5].weight, std=1e-4), nn.init.zeros_(net[5].bias)
+    net[1].weight.spoiled = True
+    data = first_rows(digits, 48)
+    planned = plan(fl.load(net, data=data, size=8), data, tmp_path, adapt="head", int8="on", prepack="off", cache="off")
+    assert planned.model.head and planned.execution.lowered == {"module.3": "int8"}
+    why = decision(planned).why
+    assert "1 of 2 frozen linear layers in int8" in why and "what reaches the new head" in why
+    monkeypatch.setattr(lower_frozen, "_off", lambda before, after: 0.0)
+    by_loss_alone = plan(fl.load(net, data=data, size=8), data, tmp_path, adapt="head", int8="on", prepack="off", cache="off")
+    assert set(by_loss_alone.execution.lowered) == {"module.1", "module.3"}, "which is why the loss alone does not do"
