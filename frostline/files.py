@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frostline.errors import RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes | bytearray | memoryview | object) -> None:
@@ -31,6 +36,19 @@ def write_atomically(path: Path, content: bytes | bytearray | memoryview | objec
     finally:
         if temporary is not None and os.path.exists(temporary):  # not there any more when all went well
             os.unlink(temporary)
+
+
+def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors writes them: on the host, contiguous, no two in one storage. Copied only where they are not so: a copy of a large
+    network takes longer than its file."""
+    seen: set[int] = set()
+    separated: dict[str, Tensor] = {}
+    for name, given in tensors.items():
+        tensor = given.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separated[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separated
 
 
 def sync_folder(folder: Path) -> None:

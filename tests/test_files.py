@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from frostline.errors import RunError
-from frostline.files import cache_folder, sync_folder, write_atomically
+from frostline.files import cache_folder, separate, sync_folder, write_atomically
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -89,3 +91,13 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder() == Path("/b/frostline")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path("/c/.cache/frostline")
+
+
+def test_tensors_are_copied_only_where_they_share_a_storage_or_are_not_contiguous(tmp_path: Path) -> None:
+    one, wide = torch.randn(4, 3, requires_grad=True), torch.randn(6, 4)
+    given = {"one": one, "again": one, "turned": wide.t(), "part": wide[2:4], "none": torch.zeros(0), "中": torch.ones(2)}
+    found = separate(given)
+    assert {name for name, tensor in found.items() if tensor.data_ptr() == given[name].data_ptr() and len(tensor)} == {"one", "part", "中"}
+    save_file(found, tmp_path / "all.safetensors")
+    read = load_file(tmp_path / "all.safetensors")
+    assert read.keys() == given.keys() and all(torch.equal(read[name], tensor) for name, tensor in given.items())

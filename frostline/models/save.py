@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from frostline.data.preprocess import ImagePreprocess
 from frostline.device import device_of
 from frostline.errors import ModelError, RunError
-from frostline.files import sync_folder
+from frostline.files import separate, sync_folder
 from frostline.models import hf_module
 from frostline.models.build import build
 from frostline.models.card import Saved, card_from_dict, card_to_dict, read_json
@@ -162,16 +162,8 @@ def _write_tensors(model: Model, folder: Path) -> None:
         with hf_module.quiet():
             model.module.save_pretrained(folder, max_shard_size="1000GB")  # type: ignore[operator]
         return
-    seen: set[int] = set()
-    state: dict[str, Tensor] = {}
     tied = {} if model.card.name == "custom" else tied_names(model.module)
-    for name, tensor in model.module.state_dict().items():
-        if name in tied:
-            continue
-        tensor = tensor.detach().cpu().contiguous()
-        place = tensor.untyped_storage().data_ptr()
-        state[name] = tensor.clone() if place in seen else tensor
-        seen.add(place)
+    state = separate({name: tensor for name, tensor in model.module.state_dict().items() if name not in tied})
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 

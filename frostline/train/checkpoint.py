@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from frostline.adapt.freeze import frozen_names
 from frostline.errors import RunError
-from frostline.files import sync_folder, write_atomically
+from frostline.files import separate, sync_folder, write_atomically
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,7 @@ def save_checkpoint(folder: Path, counters: Counters, tensors: dict[str, dict[st
             return final
         beside.mkdir(parents=True, exist_ok=True)
         for name, group in tensors.items():
-            save_file({key: value.detach().cpu().contiguous().clone() for key, value in group.items()}, beside / f"{name}.safetensors")
+            save_file(separate(group), beside / f"{name}.safetensors")
             with open(beside / f"{name}.safetensors", "rb") as file:
                 os.fsync(file.fileno())
         write_atomically(beside / "state.json", state)
