@@ -80,9 +80,7 @@ def main() -> None:
         parser.error(f"unknown job {unknown[0]!r}, expected one of {', '.join(JOBS)}")
     rows: list[list[object]] = []
     with tempfile.TemporaryDirectory() as place:
-        made = {
-            "clothes": inputs.fashion_mnist(Path(place)), "docstrings": inputs.docstrings(Path(place)),
-        }  # fmt: skip
+        made = {"clothes": inputs.fashion_mnist(Path(place)), "docstrings": inputs.docstrings(Path(place))}
         made["chat"] = planner.chat(made["docstrings"], Path(place) / "chat.jsonl")
         for name in options.jobs or JOBS:
             runs: dict[str, list[dict[str, Any]]] = {"exact": [], "fast": []}

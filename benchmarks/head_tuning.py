@@ -21,8 +21,8 @@ from typing import Any
 
 import harness
 import inputs
+import vgg16_keras
 
-VGG_HEAD = ["flatten", "dense 256 relu", "dropout 0.5"]
 JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # name: options of prepare, of load, of plan
     "EfficientNet-Lite0, 1 500 clothes": (
@@ -32,7 +32,7 @@ JOBS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "VGG16 (random weights), 192 clothes": (
         {"limit": 240, "size": 224, "val": 0.2, "test_share": 0},
-        {"name": "vgg16", "head": VGG_HEAD},
+        {"name": "vgg16", "head": vgg16_keras.HEAD},
         {"epochs": 10, "batch": 32, "optimizer": "adam", "lr": 1e-4},
     ),
 }
