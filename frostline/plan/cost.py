@@ -5,7 +5,7 @@ A run of E epochs over N training and V validation rows, in batches of B, with a
     uncached  E · ((N + V) · (encode + prefix) + N/B · (step + update) + V/B · forward)
     cached    (N + V) · (encode + prefix + write) + E · ((N + V) · read + N/B · (step + update) + V/B · forward)
 
-(where training takes k random views of each row in turn, the store is made of k · N + V rows) and on both roads E checkpoints, the
+(where training takes k random views of each row in turn, the store is made of k · N + V rows) and on both roads the checkpoints, the
 proof of a stored row in each epoch, and the saved model, which is read back and compared.
 ``encode`` runs in threads beside the computation but on the same cores. A product that all cores work on waits for the one that a
 thread has taken, so its seconds are divided by half of the cores only.
@@ -16,6 +16,7 @@ wait), with the file's pages beside it. Of a GPU it is its own memory that is me
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +33,10 @@ _HASHED_PER_SECOND = 0.8e9
 """Bytes, by blake2b, of each core."""
 _BUILDING = 0.2
 """Seconds to make the network that is read into."""
+_CHECKPOINTS_SHARE = 0.05
+"""Of a run's time, at most, is spent on writing checkpoints that nobody asked for by ``checkpoint_every``."""
+_HELD = 2**28
+"""Bytes of the largest checkpoint whose best epoch is held in memory rather than written."""
 _RUNNING = 32e6
 """Bytes of what a run has beside large tensors and the plan has not yet: modules, threads, open files, small tensors; about."""
 
@@ -59,6 +64,8 @@ class Work:
     """What learns, and the optimiser's state."""
     model_bytes: int = 0
     """The saved model."""
+    held_bytes: int = 0
+    """The best epoch, as far as it waits in memory for its checkpoint."""
     host: bool = True
     """Whether the network is computed in the host's memory, where files are read; else in a GPU's."""
 
@@ -106,9 +113,33 @@ def predict_seconds(work: Work, probe: Probe, machine: Machine, *, stored_bytes:
         parts["write store"] = stored_bytes * through / stored / (machine.disk_write_gb_per_s * 1e9)
         parts["read store"] = work.epochs * stored_bytes * rows / stored / (machine.disk_read_gb_per_s * 1e9)
         parts["proofs"] = work.epochs * (1 + (work.validation_rows > 0)) * max(probe.prefix_row, probe.prefix_alone)
-    parts["checkpoints"] = work.epochs * (work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds)
+    checkpoint, apart = _checkpoints(work, probe, machine)
+    later, rest = divmod(work.epochs - 1, apart)
+    parts["checkpoints"] = checkpoint * (1 + later + (rest > 0))  # after the first epoch, then as they fall due, and after the last
     parts["saving"] = saving_seconds(work, probe, machine)
     return {name: seconds for name, seconds in parts.items() if seconds > 0}
+
+
+def checkpoint_pause(seconds: float, size: int) -> float:
+    """Seconds that a checkpoint which took ``seconds`` is good for, so that an epoch that ends within them writes none.
+
+    So a crash (not Ctrl-C) costs at most 20 times what one checkpoint takes. One of more than 256 MiB is written at the end of
+    every epoch, since the best epoch would have to be held in memory instead.
+    """
+    return 0.0 if size > _HELD else seconds / _CHECKPOINTS_SHARE
+
+
+def held_bytes(work: Work, probe: Probe, machine: Machine) -> int:
+    """What the best epoch takes in the host's memory while its checkpoint is not due."""
+    return work.checkpoint_bytes if work.host and work.epochs > 1 and _checkpoints(work, probe, machine)[1] > 1 else 0
+
+
+def _checkpoints(work: Work, probe: Probe, machine: Machine) -> tuple[float, int]:
+    """Seconds of one checkpoint, and how many epochs lie between two; an epoch without what a store may spare it."""
+    seconds = work.checkpoint_bytes / (machine.disk_write_gb_per_s * 1e9) + _SYNCS * machine.disk_sync_seconds
+    update = update_seconds(work, machine) / work.accumulate
+    epoch = (work.train_rows * (probe.step + update) + work.validation_rows * probe.forward) / work.batch
+    return seconds, max(1, math.ceil(checkpoint_pause(seconds, work.checkpoint_bytes) / max(epoch, 1e-9)))
 
 
 def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
@@ -120,10 +151,10 @@ def saving_seconds(work: Work, probe: Probe, machine: Machine) -> float:
 
 
 def predict_peak_bytes(work: Work, probe: Probe, resident: int, free: int, *, stored_bytes: int | None) -> int:
-    """Peak memory: what is there now, gradients, optimiser state, activations, and batches waiting, as far as they do not fit into what
-    of it is ``free`` for new tensors; and the pages of files."""
+    """Peak memory: what is there now, gradients, optimiser state, activations, the best epoch and batches waiting, as far as they do not
+    fit into what of it is ``free`` for new tensors; and the pages of files."""
     state = state_bytes(work.learning, work.optimizer, work.ema) + (0 if probe.has_gradients else work.learning * 4)
-    step = probe.saved_bytes + passing_bytes(probe, work.workers)
+    step = probe.saved_bytes + passing_bytes(probe, work.workers) + work.held_bytes
     if not work.host:
         return resident + max(0, max(state + step, work.model_bytes) - free)
     new = probe.compiled_bytes + state + max(step, work.model_bytes)

@@ -23,7 +23,7 @@ from frostline.kernels.first_token import FirstToken
 from frostline.kernels.large_blocks import free_bytes
 from frostline.kernels.recompute import switch_off_own
 from frostline.models.model import Model, evaluating
-from frostline.plan.cost import Cost, Work, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds, state_bytes
+from frostline.plan.cost import Cost, Work, held_bytes, mapped_bytes, passing_bytes, predict_peak_bytes, predict_seconds, state_bytes
 from frostline.plan.decision import Decision
 from frostline.plan.execution import Execution
 from frostline.plan.frost_line import preserved
@@ -183,7 +183,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     if (referring := reference.propose(execution, work, measured)) is not None:
         others.append(referring)
     on_cores, measured = threads.propose(recipe, execution, loss, measured, steps)
-    work = replace(work, workers=execution.workers)
+    work = replace(work, workers=execution.workers, held_bytes=held_bytes(work, measured, here))
     resident, free = resident_bytes(device), free_bytes(device)
     room = memory_limit(device) + resident
 
@@ -201,7 +201,10 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     predicted = Cost(seconds=sum(parts.values()), peak_bytes=peak(needed), disk_bytes=disk, parts=parts)
     _refuse_what_cannot_fit(recipe, predicted.peak_bytes - offloaded.bytes, room)
     parameters = _count(model, work, needed.saved_bytes, line.names if line else [])
-    parameters |= {"passing_bytes": passing_bytes(needed, work.workers), "mapped_bytes": mapped_bytes(stored) if work.host else 0}
+    parameters |= {
+        "passing_bytes": passing_bytes(needed, work.workers) + work.held_bytes,
+        "mapped_bytes": mapped_bytes(stored) if work.host else 0,
+    }
     thaw(model, recipe.adapt, 0)
     return Plan(
         recipe=recipe, model=model, data=data, task=task, loss_options=options, execution=execution,

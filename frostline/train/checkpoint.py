@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,22 @@ class Counters:
     epochs_without_gain: int = 0
     plateau: dict[str, Any] = field(default_factory=dict)
     ema_updates: int = 0
+
+
+Snapshot = tuple[Counters, dict[str, dict[str, Tensor]], dict[str, Any]]
+"""What :func:`load_checkpoint` reads: counters, tensors by file and name, and what else goes into JSON."""
+
+
+def tensor_bytes(snapshot: Snapshot) -> int:
+    """The size of a checkpoint, about."""
+    return sum(tensor.nbytes for group in snapshot[1].values() for tensor in group.values())
+
+
+def held(snapshot: Snapshot) -> Snapshot:
+    """A copy in the host's memory, which further steps do not change."""
+    counters, tensors, numbers = snapshot
+    copies = {file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in group.items()} for file, group in tensors.items()}
+    return deepcopy(counters), copies, deepcopy(numbers)
 
 
 def learning_tensors(module: nn.Module, *, everything: bool = False) -> dict[str, Tensor]:
@@ -88,7 +105,7 @@ def save_checkpoint(folder: Path, counters: Counters, tensors: dict[str, dict[st
     return final
 
 
-def load_checkpoint(path: Path) -> tuple[Counters, dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_checkpoint(path: Path) -> Snapshot:
     """Read what :func:`save_checkpoint` wrote. Raises RunError where something is missing or damaged."""
     try:
         state = json.loads((path / "state.json").read_text())

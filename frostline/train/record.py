@@ -19,12 +19,23 @@ from frostline.data.preprocess import with_prompt
 from frostline.device import device_of
 from frostline.errors import ModelError, RunError
 from frostline.models.save import save_model
-from frostline.plan.cost import Cost
+from frostline.plan.cost import Cost, checkpoint_pause
 from frostline.plan.plan import Plan
 from frostline.plan.store import store_bytes
 from frostline.progress import say_nothing
 from frostline.tasks.metrics import higher_is_better
-from frostline.train.checkpoint import Counters, checkpoints, copy_into, keep_only, learning_tensors, load_checkpoint, save_checkpoint
+from frostline.train.checkpoint import (
+    Counters,
+    Snapshot,
+    checkpoints,
+    copy_into,
+    held,
+    keep_only,
+    learning_tensors,
+    load_checkpoint,
+    save_checkpoint,
+    tensor_bytes,
+)
 from frostline.train.memory import peak_bytes, reset_peak
 from frostline.train.optimizers import set_rate, state_from_tensors, state_to_tensors
 from frostline.train.run import Run, truncate_metrics
@@ -46,6 +57,8 @@ class Recorder:
     """Whether checkpoints hold frozen tensors too; see :func:`frostline.train.checkpoint.learning_tensors`."""
     kept: str
     """What an error should say about the last good checkpoint."""
+    best: Snapshot | None
+    """The best epoch where no checkpoint was due at its end: held in memory until the next one."""
 
     def __init__(self, run: Run, plan: Plan, *, resume: bool = False):
         self.run, self.plan = run, plan
@@ -56,6 +69,7 @@ class Recorder:
         self.epoch_to_go_on_from = self.resumed[0].epoch if self.resumed else 0
         self.everything = plan.recipe.adapt.method == "gradual"
         self.kept = f"The last good checkpoint is {found[-1]}" if found else "No checkpoint was written yet."
+        self.best, self._due = None, 0.0
         reset_peak(device_of(plan.model.module))
 
     @property
@@ -94,7 +108,10 @@ class Recorder:
         return {name: f"{value:.4f}" for name, value in self._means(counters).items()}
 
     def end_epoch(self, state: State, results: dict[str, float], seconds: float, rows: float) -> None:
-        """Note the epoch, write its checkpoint, and judge whether it is the best. ``seconds``, ``rows``: since the start or the resume."""
+        """Note the epoch, judge whether it is the best, and write a checkpoint where the last one is old enough to be worth another.
+
+        ``seconds``, ``rows``: since the start or the resume.
+        """
         counters = state.counters
         counters.epoch += 1
         record = {"step": counters.step, "epoch": counters.epoch, **self._means(counters), **results, "seconds": seconds}
@@ -106,7 +123,14 @@ class Recorder:
         counters.plateau = state.plateau.to_dict()
         counters.sums, counters.step_in_epoch = {}, 0
         self._note(record)
-        self.checkpoint(state)
+        if record.get("best"):
+            self.best = None
+        train = self.plan.recipe.train
+        last = counters.epoch == train.epochs or self.out_of_patience(counters)
+        if last or train.checkpoint_every or time.perf_counter() >= self._due:
+            self.checkpoint(state)
+        elif record.get("best"):
+            self.best = held(self._snapshot(state))
 
     def out_of_patience(self, counters: Counters) -> bool:
         """Whether early stopping ends the run here."""
@@ -126,15 +150,22 @@ class Recorder:
 
     def checkpoint(self, state: State) -> None:
         """Write a checkpoint; the one before goes, unless it is the best."""
+        began, counters = time.perf_counter(), state.counters
+        if self.best is not None:
+            save_checkpoint(self.folder, *self.best)
+        snapshot = self._snapshot(state)
+        path, self.best = save_checkpoint(self.folder, *snapshot), None
+        keep_only(self.folder, {counters.step} | ({counters.best_step} if counters.best_step is not None else set()))
+        self.kept, now = f"The last good checkpoint is {path}", time.perf_counter()
+        self._due = now + checkpoint_pause(now - began, tensor_bytes(snapshot))
+
+    def _snapshot(self, state: State) -> Snapshot:
         optimizer, numbers = state_to_tensors(state.optimizer)
         tensors = {"learning": learning_tensors(self.plan.model.module, everything=self.everything), "optimizer": optimizer}
         values: dict[str, Any] = {"optimizer": numbers, "frozen": state.frozen}
         if state.ema is not None:
             tensors["ema"], values["ema"] = state.ema.state_to_tensors()
-        counters = state.counters
-        path = save_checkpoint(self.folder, counters, {name: group for name, group in tensors.items() if group}, values)
-        keep_only(self.folder, {counters.step} | ({counters.best_step} if counters.best_step is not None else set()))
-        self.kept = f"The last good checkpoint is {path}"
+        return state.counters, {name: group for name, group in tensors.items() if group}, values
 
     def finish(self, state: State, say: Callable[[str], None] = say_nothing) -> None:
         """Put the best weights back, save the model (read back and compared), and set predicted beside actual."""

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frostline.plan.cost import STATE_TENSORS, Cost, Work, predict_peak_bytes, predict_seconds, update_seconds
+from frostline.plan.cost import (
+    STATE_TENSORS,
+    Cost,
+    Work,
+    checkpoint_pause,
+    held_bytes,
+    predict_peak_bytes,
+    predict_seconds,
+    update_seconds,
+)
 from frostline.plan.machine import Machine
 from frostline.plan.probe import Probe
 from frostline.recipe import TrainRecipe
@@ -40,6 +49,26 @@ def test_the_update_reads_and_writes_weight_gradient_and_state():
     assert update_seconds(WORK, MACHINE) == pytest.approx(1_000_000 * 4 * 11 / 16e9)
     assert update_seconds(dataclasses.replace(WORK, optimizer="sgd", ema=True), MACHINE) == pytest.approx(1_000_000 * 4 * 11 / 16e9)
     assert update_seconds(dataclasses.replace(WORK, optimizer="adafactor"), MACHINE) == pytest.approx(1_000_000 * 4 * 7 / 16e9)
+
+
+def test_a_checkpoint_at_most_every_twenty_times_what_it_takes():
+    assert checkpoint_pause(0.2, 10**6) == pytest.approx(4.0)
+    assert checkpoint_pause(0.2, 2**28 + 1) == 0.0, "the best epoch of a large model is not held in memory"
+    one, alone = 0.012 / 0.5 + 6 * 0.01, dataclasses.replace(WORK, epochs=10, validation_rows=0)
+    for step, count in ((0.2, 10), (0.1, 6), (0.05, 4), (0.001, 2)):  # epochs of 2, 1, 0.5 and 0.02 s; due after 1.68 s
+        parts = predict_seconds(alone, dataclasses.replace(PROBE, step=step), MACHINE, stored_bytes=None)
+        assert parts["checkpoints"] == pytest.approx(count * one), step
+
+
+def test_the_best_epoch_is_held_where_no_checkpoint_is_due():
+    short = dataclasses.replace(PROBE, step=0.05)
+    assert held_bytes(WORK, PROBE, MACHINE) == 0 and held_bytes(WORK, short, MACHINE) == 12_000_000
+    assert held_bytes(dataclasses.replace(WORK, epochs=1), short, MACHINE) == 0
+    assert held_bytes(dataclasses.replace(WORK, checkpoint_bytes=2**28 + 1), short, MACHINE) == 0
+    assert held_bytes(dataclasses.replace(WORK, host=False), short, MACHINE) == 0, "in the host's memory, not in the GPU's"
+    step = dataclasses.replace(WORK, model_bytes=0)
+    held = dataclasses.replace(step, held_bytes=5_000_000)
+    assert predict_peak_bytes(held, short, 0, 0, stored_bytes=None) - predict_peak_bytes(step, short, 0, 0, stored_bytes=None) == 5_000_000
 
 
 def test_uncached():

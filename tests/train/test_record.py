@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import frostline as fl
 from frostline import api
 from frostline.train import loop, record
 from frostline.train.checkpoint import checkpoints, load_checkpoint
+from frostline.train.interrupt import Interrupted
 from frostline.train.record import Recorder
-from tests.train.small import cnn, first_rows, plan, saved
+from tests.train.small import cnn, first_rows, plan, saved, stopping
 
 
 @pytest.fixture
@@ -143,6 +145,71 @@ def test_a_checkpoint_every_so_many_steps(data, tmp_path, monkeypatch):
     monkeypatch.setattr(Recorder, "checkpoint", lambda self, state: written.append(state.counters.step) or checkpoint(self, state))
     fl.train(plan(cnn(data), data, tmp_path / "run", batch=8, checkpoint_every=4, epochs=2), quiet=True)
     assert written == [4, 6, 8, 12, 12]
+
+
+class TestShortEpochs:
+    """No checkpoint is written at the end of an epoch that took no longer than writing one; and nothing is lost by that."""
+
+    @pytest.fixture(autouse=True)
+    def never_due(self, monkeypatch):
+        monkeypatch.setattr(record, "checkpoint_pause", lambda seconds, size: math.inf)
+
+    @pytest.fixture
+    def written(self, monkeypatch):
+        steps, checkpoint = [], Recorder.checkpoint
+        monkeypatch.setattr(Recorder, "checkpoint", lambda self, state: steps.append(state.counters.step) or checkpoint(self, state))
+        return steps
+
+    def test_the_first_and_the_last_are_written_and_the_best_with_it(self, data, tmp_path, results, written):
+        results([0.1, 0.3, 0.6, 0.5, 0.4])
+        run = fl.train(plan(cnn(data), data, tmp_path / "run", epochs=5, ema=0.5), quiet=True)
+        assert written == [2, 10]
+        assert [path.name for path in checkpoints(run.folder / "checkpoints")] == ["step-00000006", "step-00000010"]
+        counters, tensors, _ = load_checkpoint(run.folder / "checkpoints" / "step-00000006")
+        assert (counters.epoch, counters.best, counters.best_step, counters.step) == (3, 0.6, 6, 6)
+        assert all(torch.equal(saved(run)[name], tensor) for name, tensor in tensors["ema"].items())
+
+    def test_as_good_as_with_one_after_every_epoch(self, data, tmp_path, results, monkeypatch):
+        results([0.1, 0.6, 0.5] * 2)
+        sparse = fl.train(plan(cnn(data), data, tmp_path / "sparse", epochs=3), quiet=True)
+        monkeypatch.setattr(record, "checkpoint_pause", lambda seconds, size: 0.0)
+        dense = fl.train(plan(cnn(data), data, tmp_path / "dense", epochs=3), quiet=True)
+        assert all(torch.equal(saved(sparse)[name], tensor) for name, tensor in saved(dense).items())
+        for step in (4, 6):
+            assert all(torch.equal(weights_at(sparse, step)[name], tensor) for name, tensor in weights_at(dense, step).items())
+
+    def test_ctrl_c_writes_both_and_the_run_goes_on(self, data, tmp_path, results, written, monkeypatch):
+        results([0.1, 0.6, 0.5, 0.4] * 2)
+        whole = fl.train(plan(cnn(data), data, tmp_path / "whole", epochs=4), quiet=True)
+        written.clear()
+        with monkeypatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr(loop, "stop_on_interrupt", stopping(7))
+            results([0.1, 0.6, 0.5, 0.4])
+            fl.train(plan(cnn(data), data, tmp_path / "run", epochs=4), quiet=True)
+        assert written == [2, 7]
+        assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000004", "step-00000007"]
+        results([0.4])
+        resumed = api.resume(tmp_path / "run", quiet=True)
+        assert all(torch.equal(saved(resumed)[name], tensor) for name, tensor in saved(whole).items())
+
+    def test_a_crash_goes_back_to_the_last_that_was_written(self, data, tmp_path, results, monkeypatch):
+        results([0.1, 0.6, 0.5, 0.4])
+        whole = fl.train(plan(cnn(data), data, tmp_path / "whole", epochs=4), quiet=True)
+        results([0.1, 0.6, 0.5, 0.4])
+        checkpoint, dies = Recorder.checkpoint, lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loop, "stop_on_interrupt", stopping(7))
+            patch.setattr(Recorder, "checkpoint", lambda self, state: dies() if state.counters.step == 7 else checkpoint(self, state))
+            fl.train(plan(cnn(data), data, tmp_path / "run", epochs=4), quiet=True)
+        assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
+        results([0.6, 0.5, 0.4])
+        resumed = api.resume(tmp_path / "run", quiet=True)
+        assert all(torch.equal(saved(resumed)[name], tensor) for name, tensor in saved(whole).items())
+        assert [r["step"] for r in resumed.records()] == [r["step"] for r in whole.records()]
+
+    def test_asked_for_by_steps_every_epoch_has_one(self, data, tmp_path, written):
+        fl.train(plan(cnn(data), data, tmp_path / "run", epochs=3, checkpoint_every=100), quiet=True)
+        assert written == [2, 4, 6]
 
 
 def test_the_lines_of_steps_and_epochs_agree(data, tmp_path):
