@@ -1,17 +1,18 @@
 // Attention over sequences that lie end to end, and its gradient: scores of a few queries at a time, from numbers that stay in the
 // processor's cache, with no padding, no mask in memory and, of dropout, nothing but a seed.
 //
-// Whatever comes in, products, exponentials and sums are in float32. A thread takes one sequence and one head of keys at a time, with
-// all heads of queries that belong to it.
+// Products, exponentials and sums are in float32; of bfloat16, where the processor has a unit for it, only sums and exponentials
+// (attention_amx.h). A thread takes one sequence and one head of keys at a time, with all heads of queries that belong to it.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include <omp.h>
 
-#include "bfloat16.h"
-#include "exponential.h"
+#include "attention_amx.h"
+#include "attention_rows.h"
 
 namespace {
 
@@ -20,15 +21,9 @@ constexpr int WIDTH = 16, ROWS = 8;
 #else
 constexpr int WIDTH = 8, ROWS = 4;
 #endif
-constexpr int STEP = 16;   // keys and features are padded to this
 constexpr int BLOCK = 16;  // queries at a time
 
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
-
-inline int64_t padded(int64_t count) { return (count + STEP - 1) / STEP * STEP; }
-
-// The length of a row of so many: an odd number of cache lines, since rows that lie a power of two apart push each other out of the cache
-inline int64_t spaced(int64_t count) { return padded(count) | STEP; }
 
 // c (R, V vectors) = or += a (R, depth) b (depth, V vectors)
 template <int R, int V>
@@ -84,48 +79,6 @@ void multiply(
   }
 }
 
-// A tensor (tokens, heads, size) whose last axis is contiguous
-template <class T>
-struct Operand {
-  T* data;
-  int64_t token, head;  // steps
-
-  T* at(int64_t t, int64_t h) const { return data + t * token + h * head; }
-};
-
-struct Rule {
-  int64_t size;    // of a head
-  int64_t window;  // a token sees what is nearer; 0: all
-  float scaling;
-  int causal;
-  uint64_t seed;
-  uint32_t dropped;  // of 65536; 0: no dropout
-
-  int64_t first(int64_t row) const { return window && row >= window ? row - window + 1 : 0; }
-  int64_t end(int64_t row, int64_t length) const {
-    if (causal) return row + 1;
-    return window && row + window < length ? row + window : length;
-  }
-  float keep() const { return 65536.0f / float(65536 - dropped); }
-};
-
-// Ask for rows that are read or written soon: heads of a token lie too far apart for the processor to foresee the next
-template <class T, int WRITE = 0>
-inline void fetch(const Operand<T>& of, int64_t token, int64_t head, int64_t count, int64_t size) {
-  constexpr int64_t LINE = 64 / sizeof(T);
-  for (int64_t r = 0; r < count; r++) {
-    for (int64_t c = 0; c < size; c += LINE) __builtin_prefetch(of.at(token + r, head) + c, WRITE);
-  }
-}
-
-// Of a query's operand: the block after the one that begins at `start`, of this head or, where there is one, of the next
-template <class T>
-inline void fetch_next(const Operand<T>& of, int64_t token, int64_t head, bool last_head, int64_t start, int64_t length, int64_t size) {
-  const bool last = start + BLOCK >= length;
-  const int64_t next = last ? 0 : start + BLOCK;
-  if (!last || !last_head) fetch(of, token + next, head + last, length - next < BLOCK ? length - next : BLOCK, size);
-}
-
 // Rows of numbers as float, with zeros up to `rows` and `columns`
 template <class T>
 void copy(const Operand<T>& from, int64_t token, int64_t head, int64_t count, int64_t size, int64_t rows, int64_t columns, float* to) {
@@ -151,73 +104,6 @@ void copy_transposed(const Operand<T>& from, int64_t token, int64_t head, int64_
   }
 }
 
-// Random bits of a row of scores, and from them those of a score (finalisers of SplitMix64 and MurmurHash3)
-inline uint32_t row_bits(const Rule& rule, int64_t token, int64_t head) {
-  uint64_t x = rule.seed + 0x9E3779B97F4A7C15u * (uint64_t(token) * 65536u + uint64_t(head) + 1);
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return uint32_t((x ^ (x >> 31)) >> 16);
-}
-
-inline float kept(uint32_t bits, int64_t key, uint32_t dropped, float keep) {
-  uint32_t x = bits ^ (uint32_t(key) * 0x9E3779B9u);
-  x = (x ^ (x >> 16)) * 0x85EBCA6Bu;
-  x = (x ^ (x >> 13)) * 0xC2B2AE35u;
-  return ((x ^ (x >> 16)) >> 16) >= dropped ? keep : 0.0f;
-}
-
-// What a block of queries sees, padded
-struct Seen {
-  int64_t from, width;
-
-  Seen(const Rule& rule, int64_t row, int64_t rows, int64_t length) {
-    from = rule.first(row) / STEP * STEP;
-    width = padded(rule.end(row + rows - 1, length)) - from;
-  }
-};
-
-void hide(float* scores, const Seen& seen, int64_t from, int64_t to, float value) {
-  for (int64_t j = 0; j < from - seen.from; j++) scores[j] = value;
-  for (int64_t j = to - seen.from; j < seen.width; j++) scores[j] = value;
-}
-
-// Scores become e^(score - largest), those that the row does not see zeros, and with dropout some more; returns the largest and the sum.
-void to_weights(float* s, const Seen& seen, const Rule& rule, int64_t from, int64_t to, uint32_t bits, float& most, float& sum) {
-  hide(s, seen, from, to, -INFINITY);
-  float largest = -INFINITY, total = 0;
-#pragma omp simd reduction(max : largest)
-  for (int64_t j = 0; j < seen.width; j++) largest = s[j] > largest ? s[j] : largest;
-  most = largest *= rule.scaling;
-#pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < seen.width; j++) {
-    s[j] = exponential(s[j] * rule.scaling - largest);
-    total += s[j];
-  }
-  sum = total;
-  if (rule.dropped) {
-    for (int64_t j = 0; j < seen.width; j++) s[j] *= kept(bits, seen.from + j, rule.dropped, 1.0f);
-  }
-}
-
-// Scores become the weights that multiplied the values, and their gradients `d` those of the scores.
-void to_slopes(float* s, float* d, const Seen& seen, const Rule& rule, int64_t from, int64_t to, uint32_t bits, float log_sum, float share) {
-  const float keep = rule.keep();
-  if (rule.dropped) {
-    for (int64_t j = 0; j < seen.width; j++) {
-      const float weight = exponential(s[j] * rule.scaling - log_sum), factor = kept(bits, seen.from + j, rule.dropped, keep);
-      d[j] = weight * (factor * d[j] - share) * rule.scaling;
-      s[j] = weight * factor;
-    }
-  } else {
-    for (int64_t j = 0; j < seen.width; j++) {
-      s[j] = exponential(s[j] * rule.scaling - log_sum);
-      d[j] = s[j] * (d[j] - share) * rule.scaling;
-    }
-  }
-  hide(s, seen, from, to, 0);
-  hide(d, seen, from, to, 0);
-}
-
 template <class T>
 void forward(
     const Operand<const T>& query, const Operand<const T>& key, const Operand<const T>& value, int64_t token, int64_t length, int64_t head, int64_t group,
@@ -236,7 +122,7 @@ void forward(
       const Seen seen(rule, start, rows, length);
       copy(query, token + start, h, rows, size, all, features, queries);
       fetch<T, 1>(output, token + start, h, rows, size);
-      fetch_next(query, token, h, h + 1 == (head + 1) * group, start, length, size);
+      fetch_next<BLOCK>(query, token, h, h + 1 == (head + 1) * group, start, length, size);
       multiply(all, seen.width, size, queries, features, 1, of_keys + seen.from, keys, scores, keys);
       float sums[BLOCK];
       for (int64_t r = 0; r < rows; r++) {
@@ -281,8 +167,8 @@ void backward(
       fetch(output, token + start, h, rows, size);
       fetch<T, 1>(of_query, token + start, h, rows, size);
       const bool last_head = h + 1 == (head + 1) * group;
-      fetch_next(query, token, h, last_head, start, length, size);
-      fetch_next(grad, token, h, last_head, start, length, size);
+      fetch_next<BLOCK>(query, token, h, last_head, start, length, size);
+      fetch_next<BLOCK>(grad, token, h, last_head, start, length, size);
       multiply(all, seen.width, size, queries, features, 1, keys_across + seen.from, keys, scores, keys);
       multiply(all, seen.width, size, grads, features, 1, values_across + seen.from, keys, slopes, keys);
       for (int64_t r = 0; r < rows; r++) {
@@ -331,15 +217,15 @@ void each(const Work& work, F compute) {
   }
 }
 
-template <class T>
-void attend(const Work& work, const Operand<const T>* in, const Operand<T>* out, float* logs) {
+template <class T, class F>
+void attend(const Work& work, const Operand<const T>* in, const Operand<T>* out, float* logs, F forward) {
   each(work, [&](int64_t token, int64_t length, int64_t head, float* scratch) {
     forward(in[0], in[1], in[2], token, length, head, work.group, work.rule, out[0], logs, work.tokens, scratch);
   });
 }
 
-template <class T>
-void differentiate(const Work& work, const Operand<const T>* in, const Operand<T>* out, const float* logs) {
+template <class T, class F>
+void differentiate(const Work& work, const Operand<const T>* in, const Operand<T>* out, const float* logs, F backward) {
   each(work, [&](int64_t token, int64_t length, int64_t head, float* scratch) {
     backward(
         in[0], in[1], in[2], in[3], in[4], logs, work.tokens, token, length, head, work.group, work.rule, out[0], out[1], out[2], scratch);
@@ -353,22 +239,33 @@ extern "C" {
 // Floats that one thread works in, for a longest sequence
 int64_t frostline_attention_room(int64_t longest, int64_t size, int gradient) {
   const int64_t matrices = gradient ? 5 : 2, blocks = gradient ? 3 : 2, scores = gradient ? 2 : 1;
-  return padded(size) * (matrices * spaced(longest) + blocks * BLOCK) + scores * BLOCK * spaced(longest);
+  const int64_t room = padded(size) * (matrices * spaced(longest) + blocks * BLOCK) + scores * BLOCK * spaced(longest);
+#ifdef FROSTLINE_AMX
+  return std::max(room, amx_room(longest, size, gradient));
+#else
+  return room;
+#endif
 }
 
 // in: query, key, value; out: output and logs (heads, tokens), the logarithms of the sums of exponentials
 void frostline_attend_float32(const Work* work, const Operand<const float>* in, const Operand<float>* out, float* logs) {
-  attend(*work, in, out, logs);
+  attend(*work, in, out, logs, forward<float>);
 }
 void frostline_attend_bfloat16(const Work* work, const Operand<const Bf16>* in, const Operand<Bf16>* out, float* logs) {
-  attend(*work, in, out, logs);
+#ifdef FROSTLINE_AMX
+  if (amx_allowed()) return attend(*work, in, out, logs, forward_amx);
+#endif
+  attend(*work, in, out, logs, forward<Bf16>);
 }
 
 // in: the output's gradient, query, key, value, output; out: gradients of query, key and value
 void frostline_differentiate_float32(const Work* work, const Operand<const float>* in, const Operand<float>* out, const float* logs) {
-  differentiate(*work, in, out, logs);
+  differentiate(*work, in, out, logs, backward<float>);
 }
 void frostline_differentiate_bfloat16(const Work* work, const Operand<const Bf16>* in, const Operand<Bf16>* out, const float* logs) {
-  differentiate(*work, in, out, logs);
+#ifdef FROSTLINE_AMX
+  if (amx_allowed()) return differentiate(*work, in, out, logs, backward_amx);
+#endif
+  differentiate(*work, in, out, logs, backward<Bf16>);
 }
 }
