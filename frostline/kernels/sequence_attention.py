@@ -4,8 +4,9 @@ copies into groups, and with dropout in the same pass.
     o = drop(softmax(s q kᵀ)) v
 
 Weights are computed anew for the gradient (Dao et al., "FlashAttention", NeurIPS 2022), a block of queries at a time against all keys
-that they see, in float32 whatever comes in. Of dropout a seed is kept: whether a weight is dropped is a function of it and of the
-weight's place.
+that they see, in float32 whatever comes in; but where the processor multiplies bfloat16 in tiles (Intel AMX, attention_amx.h), factors of
+bfloat16 products are rounded to it, as PyTorch's own attention does. Of dropout a seed is kept: whether a weight is dropped is a function
+of it and of the weight's place.
 """
 
 from __future__ import annotations

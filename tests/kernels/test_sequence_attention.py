@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frostline.kernels.dropout import rounded
+from frostline.kernels.native import TYPES
 from frostline.kernels.sequence_attention import SequenceRule, attend, library, takes
 
 pytestmark = pytest.mark.skipif(library.missing is not None, reason=f"not built here: {library.missing}")
@@ -59,10 +60,12 @@ def test_equals_attention_written_out(causal: bool, window: int | None, heads: i
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_in_bfloat16_it_is_as_near_as_pytorch_is(causal: bool) -> None:
-    exact = [part.detach().double().requires_grad_() for part in operands(6, 2, 32, torch.bfloat16)]
+@pytest.mark.parametrize("window", [None, 7, 40])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(6, 2, 32), (4, 4, 64), (3, 1, 20), (2, 2, 1), (2, 2, 144)])
+def test_in_bfloat16_it_is_as_near_as_pytorch_is(causal: bool, window: int | None, heads: int, key_heads: int, size: int) -> None:
+    exact = [part.detach().double().requires_grad_() for part in operands(heads, key_heads, size, torch.bfloat16)]
     narrow = [part.detach().bfloat16().requires_grad_() for part in exact]
-    own = rule(causal=causal)
+    own = rule(causal=causal, window=window)
 
     def errors(output: Tensor, of: list[Tensor]) -> list[float]:
         expected = reference(*exact, own)
@@ -77,8 +80,9 @@ def test_in_bfloat16_it_is_as_near_as_pytorch_is(causal: bool) -> None:
     assert all(mine < 1.05 * other < 0.02 for mine, other in zip(ours, theirs))
 
 
-def test_operands_may_lie_in_any_way() -> None:
-    tensors = operands(6, 2, 32)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_operands_may_lie_in_any_way(dtype: torch.dtype) -> None:
+    tensors = operands(6, 2, 32, dtype)
     others = [part.detach().contiguous().requires_grad_() for part in tensors]  # head by head
     strided = [torch.stack([part.detach(), part.detach()], -1)[..., 0].requires_grad_() for part in tensors]
     expected = attend(*tensors, rule())
@@ -90,8 +94,9 @@ def test_operands_may_lie_in_any_way() -> None:
         assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
-def test_no_token_sees_another_sequence() -> None:
-    tensors = operands(2, 2, 32)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_no_token_sees_another_sequence(dtype: torch.dtype) -> None:
+    tensors = operands(2, 2, 32, dtype)
     before = attend(*tensors, rule(causal=False))
     for part in tensors:
         part.data[:, :, : LENGTHS[0]] = torch.nan
@@ -134,6 +139,18 @@ def test_dropout_and_its_gradient(options: dict[str, Any]) -> None:
     torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(torch.autograd.grad(ours.sin().sum(), tensors), torch.autograd.grad(expected.sin().sum(), exact)):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_in_bfloat16_drops_the_same() -> None:
+    wide = operands(4, 2, 32, torch.bfloat16)
+    narrow = [part.detach().requires_grad_() for part in wide]
+    wide = [part.detach().float().requires_grad_() for part in wide]
+    results = []
+    for tensors in (wide, narrow):
+        torch.manual_seed(7)
+        output = attend(*tensors, rule(dropout=0.25))
+        results.append([output, *torch.autograd.grad(output.sin().sum(), tensors)])
+    assert all(float((a - b).norm() / a.norm()) < 0.01 for a, b in zip(*results, strict=True))
 
 
 def test_dropout_is_seeded_and_its_neighbours_are_independent() -> None:
