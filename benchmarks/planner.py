@@ -167,11 +167,8 @@ def run(name: str, source: str, share: str, out: str, changed: str = "{}") -> No
 
     job = JOBS[name]
     began = time.perf_counter()
-    known = {"minilm": inputs.minilm, "smollm2": inputs.smollm2}
-    model_name = job.model["name"]
-    model_name = str(known[model_name]()) if model_name in known else model_name
     data = fl.prepare(source, seed=0, limit=max(24, round(job.rows * float(share))), **job.data)
-    model = fl.load(data=data, **{**job.model, "name": model_name})
+    model = fl.load(data=data, **{**job.model, "name": inputs.packaged(job.model["name"])})
     plan = fl.plan(model, data, out=out, **{**job.plan, **json.loads(changed)})
     before = time.perf_counter() - began
     done = fl.train(plan, quiet=True)

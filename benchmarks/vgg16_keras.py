@@ -6,7 +6,8 @@
 The peer runs unchanged, as documented and with its own --bf16; ours exact in fp32, in bf16 (both sides' only where the machine is
 faster so), and with plan.quality=fast, which may take bf16 and int8. Each side is a process of its own, one after the other, on the
 same images, the same weights, the same optimiser; seconds are those of the training alone on both sides (the peer's own clock; ours
-from before the plan's probe to the saved model). ``--augment``: sheared, zoomed and flipped anew in each epoch, so nothing is cached;
+from before the plan's probe to the saved model, with an empty cache, so that the machine is measured and C++ built in that time, as far as
+it was not built while the model was loaded). ``--augment``: sheared, zoomed and flipped anew in each epoch, so nothing is cached;
 once more in three views of each image in turn, which are (the peer has nothing of the kind).
 A second comparison feeds both sides the same batches from the same initial head, without dropout, and compares the losses.
 """

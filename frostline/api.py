@@ -23,6 +23,7 @@ from frostline.evaluate.report import Background, Report, build_report
 from frostline.evaluate.score import score_split
 from frostline.evaluate.task_report import build_task_report
 from frostline.files import write_atomically
+from frostline.kernels.large_blocks import build_large_blocks_ahead
 from frostline.models import load as loading
 from frostline.models.build import names_for
 from frostline.models.model import Model
@@ -47,6 +48,8 @@ def load(name: Any = None, **options: Any) -> Model:
         name = Run(Path(name))
     if isinstance(name, Run):
         name = _model_folder(name)
+    if options.get("data") is not None:
+        build_large_blocks_ahead()  # it is going to be trained
     return loading.load(name, rebuild=rebuild, **options)
 
 

@@ -132,10 +132,12 @@ def _stages(options: argparse.Namespace) -> Any:
     from frostline.adapt.rebuild import rebuild
     from frostline.check import read_data
     from frostline.conflicts import refuse_conflicts
+    from frostline.kernels.large_blocks import build_large_blocks_ahead
     from frostline.models.load import from_recipe as load_model
     from frostline.plan.plan import plan_recipe
 
     recipe, sources = _recipe(options, options.data)
+    build_large_blocks_ahead()
     say = _say(options)
     _show_settings(say, recipe, sources)
     if options.command == "find-lr":

@@ -30,6 +30,7 @@ from frostline.adapt.targets import let_learn
 from frostline.adapt.vera import PROJECTIONS
 from frostline.adapt.wrapper import replace, wrappers
 from frostline.errors import FrostlineError, ModelError, RunError
+from frostline.files import separate
 from frostline.models.card import read_json
 from frostline.models.model import Model
 from frostline.models.save import manifest_of, put_in_place, sync_files
@@ -49,7 +50,7 @@ def save_adapter(model: Model, folder: str | Path, name: str | None = None) -> N
         raise ModelError("save_adapter: got a merged adapter, whose base is hidden, expected one beside its base. Use: unmerge(module)")
     name = _chosen(model, name)
     config = config_of(model, name)
-    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors_of(model, name).items()}
+    tensors = separate(tensors_of(model, name))
     _check_content(tensors, "save_adapter")
     _check_trained(tensors)
     manifest = {"adapter": manifest_of(tensors), "base": manifest_of(base_state(model)), "kept_in": _kept_in(model)}

@@ -21,8 +21,14 @@ from frostline.device import bytes_needed as of_device
 from frostline.kernels import native
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
+_OPTION = "-O2"
 _used: list[ctypes.CDLL] = []
 """The library, once it is in use."""
+
+
+def build_large_blocks_ahead() -> None:
+    """Begin to build it while something else is done, as where a model is loaded to be trained; it takes longer than to load one."""
+    native.build_ahead(_SOURCE, _OPTION)
 
 
 def use_large_blocks() -> str | None:
@@ -30,7 +36,7 @@ def use_large_blocks() -> str | None:
     if _used:
         return None
     try:
-        library = native.load(_SOURCE, "-O2")
+        library = native.load(_SOURCE, _OPTION)
     except OSError as error:
         return native.reason(error)
     library.frostline_use_large_blocks.argtypes = [ctypes.c_size_t]

@@ -5,6 +5,7 @@ Needs Linux and a C++ compiler (``CXX``, c++, g++ or clang++); whoever asks has 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ CONTRACTED = (*_PASSES, "-ffp-contract=fast")
 """The same where a product and the sum that it goes into may be rounded once."""
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """By the names that such functions end with."""
+_one_at_a_time = threading.Lock()
 
 
 def load(source: Path, *options: str) -> ctypes.CDLL:
@@ -42,6 +45,17 @@ def load(source: Path, *options: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(_built(source, options)))
     except subprocess.SubprocessError as error:
         raise OSError(str(error)) from error
+
+
+def build_ahead(source: Path, *options: str) -> None:
+    """Begin, in a thread, to build what :func:`load` will be asked for. That waits for it, and says so where it cannot be built."""
+
+    def build() -> None:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            _built(source, options)
+
+    if sys.platform.startswith("linux"):
+        threading.Thread(target=build).start()
 
 
 class Library:
@@ -94,19 +108,24 @@ def _built(source: Path, options: tuple[str, ...]) -> Path:
     key = hashlib.sha256(text + about.encode()).hexdigest()[:20]
     folder = private_folder("native")
     path = folder / f"{source.stem}-{key}.so"
-    if not path.exists():
-        root = Path(torch.__file__).parent
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            made = Path(place) / path.name
-            command = [
-                compiler, "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-                f"-I{root / 'include'}", *options, str(source), "-o", str(made), f"-L{root / 'lib'}", "-lc10",
-            ]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            if done.returncode:
-                raise OSError(f"{compiler} could not build it: {done.stderr}")
-            os.replace(made, path)
+    with _one_at_a_time:
+        if not path.exists():
+            _build(compiler, source, options, path)
     return path
+
+
+def _build(compiler: str, source: Path, options: tuple[str, ...], path: Path) -> None:
+    root = Path(torch.__file__).parent
+    with tempfile.TemporaryDirectory(dir=path.parent) as place:
+        made = Path(place) / path.name
+        command = [
+            compiler, "-std=c++20", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            f"-I{root / 'include'}", *options, str(source), "-o", str(made), f"-L{root / 'lib'}", "-lc10",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise OSError(f"{compiler} could not build it: {done.stderr}")
+        os.replace(made, path)
 
 
 def _processor() -> str:

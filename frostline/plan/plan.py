@@ -163,13 +163,14 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
 
     _refuse_single_rows(recipe, execution)
     thaw(model, recipe.adapt, recipe.train.epochs - 1)  # a gradual run is planned as its last epoch, which needs the most
+    kept = allocator.propose(recipe) if device.type == "cpu" else None  # before anything is timed: it may still be building
     here, work = machine(device), _work(recipe, model, execution.sources)
     steps = work.epochs * work.train_rows / work.batch
 
     def loss(outputs: Any, labels: Any) -> Any:
         return task.loss(outputs, labels, options)
 
-    others = _numerics(recipe, execution, loss, here, work.batch, steps)
+    others = [made for made in (kept, *_numerics(recipe, execution, loss, here, work.batch, steps)) if made]
     impossible = cache_prefix.find_line(recipe, execution)
     measured = probe(execution, loss, work.batch, steps, work.accumulate)
     if impossible is None:
@@ -213,9 +214,8 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     )  # fmt: skip
 
 
-def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, batch: int, steps: float) -> list[Decision]:
+def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, batch: int, steps: float) -> list[Decision | None]:
     """In which numbers, by which kernels and for which tokens the network is computed; the last is ``pack``, where texts are computed."""
-    kept = allocator.propose(recipe) if device_of(execution.model.module).type == "cpu" else None
     types = precision.propose(recipe, here)
     execution.precision = "bf16" if types.on else "fp32"
     layout = channels_last.propose(recipe, execution)  # timed in that precision: which is faster differs between them
@@ -226,8 +226,7 @@ def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, b
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    made = [layout, types, kept, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
-    return [decision for decision in made if decision]
+    return [layout, types, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
 
 
 def _fit(

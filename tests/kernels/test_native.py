@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,3 +96,28 @@ def test_a_library_is_built_once_and_says_what_is_missing(source: Path, cache: P
     assert other.missing == other.found == "there is no C++ compiler"
     with pytest.raises(AssertionError):
         other.function("seven")
+
+
+def test_what_is_built_ahead_is_waited_for(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, goes_on, runs, run = threading.Event(), threading.Event(), [], subprocess.run
+
+    def slow(command: list[str], **options: Any) -> Any:
+        began.set()
+        assert goes_on.wait(60)
+        runs.append(command)
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    native.build_ahead(source, "-DSEVEN=7")
+    assert began.wait(60)
+    threading.Timer(0.05, goes_on.set).start()
+    assert native.load(source, "-DSEVEN=7").seven() == 7 and len(runs) == 1
+
+
+def test_what_cannot_be_built_ahead_is_told_when_it_is_asked_for(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    native.build_ahead(source, "-DSEVEN=;")
+    with pytest.raises(OSError, match="could not build it"):
+        native.load(source, "-DSEVEN=;")
+    assert not failures

@@ -98,7 +98,8 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
         return _decide(True, "an earlier run has stored what the frozen part gives for these rows", plain - cached)
     where = f"after {line.border[-1].call.name!r}, {size / 1e6:.1f} MB on disk"
     runs = "once" if work.views == 1 else f"once for each of {work.views} views"
-    return _decide(True, f"the frozen part runs {runs} instead of {work.epochs} times", plain - cached, where)
+    instead = f"instead of {work.epochs} times" if work.epochs > work.views else "and is kept for the next run on these rows"
+    return _decide(True, f"the frozen part runs {runs} {instead}", plain - cached, where)
 
 
 def _decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:

@@ -75,15 +75,20 @@ def test_auto_takes_what_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert decision(made).saves_seconds == pytest.approx(4 * steps)
 
 
-def test_the_worst_layers_are_left_out_until_the_loss_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoiled = "model.layers.1.mlp.up_proj.base"
+def spoil(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Int8 products of a weight that is marked as spoiled are so many times too large."""
     made = Int8Product.make
 
     def make(self: Int8Product, weight: Tensor) -> Any:
         form = made(self, weight)
-        return form._replace(scales=form.scales * 40) if self.weight.shape[0] == 32 and getattr(self.weight, "spoiled", False) else form
+        return form._replace(scales=form.scales * factor) if getattr(self.weight, "spoiled", False) else form
 
     monkeypatch.setattr(Int8Product, "make", make)
+
+
+def test_the_worst_layers_are_left_out_until_the_loss_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = "model.layers.1.mlp.up_proj.base"
+    spoil(monkeypatch, 40)
     data = talks()
     model = llama(data)
     model.module.get_submodule(spoiled.removesuffix(".base")).weight.spoiled = True
@@ -267,13 +272,7 @@ def test_before_a_head_of_zeros_the_layers_own_outputs_decide(digits: Dataset, t
 
 def test_before_a_new_head_what_reaches_it_must_be_near(digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss tells nothing yet: far less than a hundredth of it depends on what comes in."""
-    made = Int8Product.make
-
-    def make(self: Int8Product, weight: Tensor) -> Any:
-        form = made(self, weight)
-        return form._replace(scales=form.scales * 1.5) if getattr(self.weight, "spoiled", False) else form
-
-    monkeypatch.setattr(Int8Product, "make", make)
+    spoil(monkeypatch, 1.5)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     nn.init.normal_(net[5].weight, std=1e-4), nn.init.zeros_(net[5].bias)
