@@ -48,7 +48,7 @@ def load(name: Any = None, **options: Any) -> Model:
         name = Run(Path(name))
     if isinstance(name, Run):
         name = _model_folder(name)
-    if options.get("data") is not None:
+    if "data" in options or "task" in options:
         build_large_blocks_ahead()  # it is going to be trained
     return loading.load(name, rebuild=rebuild, **options)
 

@@ -37,8 +37,8 @@ struct Padded {
 // Floats that `forward` takes, or `backward`
 inline int64_t amx_room(int64_t length, int64_t size, bool gradient) {
   const Padded by(length, size);
-  const int64_t halves = by.features * by.row, blocks = QUERIES * (by.features + by.row);
-  return gradient ? 4 * halves + 4 * blocks : 2 * halves + 2 * blocks;
+  const int64_t matrix = by.features * by.row, blocks = QUERIES * (by.features + by.row);
+  return gradient ? 4 * matrix + 4 * blocks : 2 * matrix + 2 * blocks;
 }
 
 // (rows, columns) with zeros after what there is

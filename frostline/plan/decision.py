@@ -14,6 +14,8 @@ class Decision:
     on: bool
     why: str
     saves_seconds: float = 0.0
+    saves_before_line: float = 0.0
+    """Those of them that are saved before anything that learns, if that is run in every step."""
     costs: str = ""
     exact: bool = True
     settings: dict[str, Any] = field(default_factory=dict)

@@ -178,6 +178,7 @@ def plan_recipe(recipe: Recipe, model: Model, data: Dataset, forced: list[Decisi
     caching = impossible or cache_prefix.propose(recipe, execution, work, measured, here)
     line = execution.line = execution.line if caching.on else None
     stored = cache_prefix.stored_bytes(line, execution.sources) if line else None
+    others = [cache_prefix.saved_with_store(made, work) for made in others] if line else others
     if line and execution.pack:
         others[-1] = replace(others[-1], on=False, why="the blocks before the frost line run once and are stored")
         execution.pack = False

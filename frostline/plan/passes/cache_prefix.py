@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -100,6 +101,13 @@ def propose(recipe: Recipe, execution: Execution, work: Work, probe: Probe, mach
     runs = "once" if work.views == 1 else f"once for each of {work.views} views"
     instead = f"instead of {work.epochs} times" if work.epochs > work.views else "and is kept for the next run on these rows"
     return _decide(True, f"the frozen part runs {runs} {instead}", plain - cached, where)
+
+
+def saved_with_store(made: Decision, work: Work) -> Decision:
+    """A decision about frozen layers where what is before the line runs once, for the rows that are not stored yet."""
+    stored = work.views * work.train_rows + work.validation_rows - work.stored_rows
+    spared = made.saves_before_line * (1 - stored / (work.epochs * work.train_rows))
+    return replace(made, saves_seconds=made.saves_seconds - spared, saves_before_line=made.saves_before_line - spared)
 
 
 def _decide(on: bool, why: str, saves: float = 0.0, costs: str = "") -> Decision:

@@ -54,7 +54,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
         return replace(off, why=times)
     norms, activations = (sum(getattr(item.unit, name) is not None for item in layers) for name in ("norm", "activation"))
     why = f"{len(layers)} frozen convolutions with {norms} batch norms and {activations} activations behind them; {times}"
-    return replace(off, on=True, why=why, costs=form_megabytes(layers, execution), saves_seconds=saved)
+    return replace(off, on=True, why=why, costs=form_megabytes(layers, execution), saves_seconds=saved, saves_before_line=saved)
 
 
 def fuse(execution: Execution, layers: list[FrozenLayer]) -> None:

@@ -86,6 +86,7 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], los
     return replace(
         off, on=True, why=f"{len(kept)} of {len(layers)} frozen {' and '.join(kinds)} in {numbers}; {change}",
         costs=form_megabytes(kept, execution), saves_seconds=steps * sum(saved[item.name] for item in kept),
+        saves_before_line=steps * sum(saved[item.name] for item in kept if not item.passes_gradient),
         settings={"layers": {item.name: _numbers(item, products[item.name]) for item in kept}},
     )  # fmt: skip
 

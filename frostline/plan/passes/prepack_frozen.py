@@ -28,19 +28,23 @@ def propose(recipe: Recipe, execution: Execution, layers: list[FrozenLayer], ste
     if recipe.plan.prepack == "off":
         return off
     chosen: dict[str, int] = {}
-    saved = total = 0.0
+    saved = before_line = total = 0.0
     for shape, group in alike(layers).items():
         now, then = seconds_now_and_with(group[0], execution, _product(group[0], execution, group[0].rows))
         total += now * len(group)
         if recipe.plan.prepack == "on" or then < _FASTER * now:
             chosen[shape] = group[0].rows
             saved += (now - then) * len(group)
+            before_line += 0.0 if group[0].passes_gradient else (now - then) * len(group)
     if not chosen:
         return replace(off, why="no shape of the frozen layers is multiplied faster so on this machine")
     pack(execution, layers, chosen)
     packed = [item for item in layers if item.shape in chosen]
     why = f"{len(packed)} of {len(layers)} frozen linear layers; together they take {(total - saved) / total:.0%} of their time"
-    return replace(off, on=True, why=why, saves_seconds=steps * saved, costs=form_megabytes(packed, execution), settings=chosen)
+    return replace(
+        off, on=True, why=why, saves_seconds=steps * saved, saves_before_line=steps * before_line,
+        costs=form_megabytes(packed, execution), settings=chosen,
+    )  # fmt: skip
 
 
 def pack(execution: Execution, layers: Iterable[FrozenLayer], rows: dict[str, int]) -> None:

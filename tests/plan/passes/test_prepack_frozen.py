@@ -18,7 +18,7 @@ from frostline.plan.frozen_layers import FrozenLayer
 from frostline.plan.passes import prepack_frozen
 from frostline.plan.plan import Plan
 from tests.plan.small import bert_with_lora, gradients, llama_with_lora
-from tests.train.small import saved, stopped_and_resumed
+from tests.train.small import first_rows, plan, saved, stopped_and_resumed
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,20 @@ def test_the_decision_says_what_it_gains_and_costs(tmp_path: Path, monkeypatch: 
     assert one is not None and one.on and one.saves_seconds == pytest.approx(steps * 4 * 2.0)
     assert one.why == "4 of 15 frozen linear layers; together they take 65% of their time"
     assert list(one.settings) == ["16x32"] and one.costs == "0 MB of memory"
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_what_a_stored_prefix_spares_is_not_gained_twice(
+    cache: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepack_frozen, "seconds_now_and_with", lambda item, execution, product: (3.0, 1.0))
+    data = first_rows(digits, 48)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
+    made = plan(fl.load(net, data=data, size=8), data, tmp_path, adapt="head", prepack="auto", cache=cache, epochs=8)
+    train, validation = (made.execution.sources[name].rows for name in ("train", "validation"))
+    rows = train + validation if cache == "on" else 8 * train
+    one = decision(made)
+    assert one is not None and one.saves_seconds == pytest.approx(rows / made.recipe.train.batch * 2 * 2.0)
 
 
 def test_off_where_nothing_is_faster_and_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
