@@ -28,7 +28,8 @@ _used: list[ctypes.CDLL] = []
 
 def build_large_blocks_ahead() -> None:
     """Begin to build it while something else is done, as where a model is loaded to be trained; it takes longer than to load one."""
-    native.build_ahead(_SOURCE, _OPTION)
+    if not _used:
+        native.build_ahead(_SOURCE, _OPTION)
 
 
 def use_large_blocks() -> str | None:

@@ -131,3 +131,12 @@ def test_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert large_blocks.use_large_blocks() == "it is for Linux" and large_blocks.free_bytes() == 0
     assert large_blocks.bytes_needed(lambda: None) is None
+
+
+def test_built_ahead_unless_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(large_blocks.native, "build_ahead", lambda *what: asked.append(what))
+    for used in ([object()], []):
+        monkeypatch.setattr(large_blocks, "_used", used)
+        large_blocks.build_large_blocks_ahead()
+    assert asked == [(large_blocks._SOURCE, large_blocks._OPTION)]
