@@ -14,7 +14,8 @@ lora    a frozen linear layer with a LoRA update of rank 16, forward and back to
 convolution  a frozen convolution of VGG16 and its ReLU at 4 images of 224 x 224, forward, channels innermost: PyTorch's in fp32 and bf16,
         both packed as one operation, int8 with the quantising of what comes in, and int8 as a link of a chain, from steps to steps.
 attention  of texts of different lengths, forward and back: PyTorch's on the padded batch with a mask, as a network calls it; ours in
-        groups of like length; ours in C++. SmolLM2's heads (causal), MiniLM's with dropout of its weights, long texts.
+        groups of like length; ours in C++. SmolLM2's heads (causal), MiniLM's with dropout of its weights, long texts, and images,
+        which are all as long and need no mask.
 blocks  RMS norms, SwiGLU and rotary positions in the shapes of SmolLM2-135M at 1 024 tokens, forward and back: written out as in
         transformers, as one function of PyTorch's passes, as one function in C++.
 

@@ -13,6 +13,7 @@ CHAT, TEXTS, LONG = [142, 80, 60, 300, 110, 200, 90, 154], [30, 50, 20, 70, 41, 
 ATTENTIONS = {  # lengths, heads, heads of keys, size, causal, dropout
     "SmolLM2, 8 chats": (CHAT, 9, 3, 64, True, 0.0),
     "SmolLM2, 4 x 512 tokens": (LONG, 9, 3, 64, True, 0.0),
+    "ViT-base, 32 images": ([197] * 32, 12, 12, 64, False, 0.0),
     "MiniLM, 32 texts": (TEXTS, 12, 12, 32, False, 0.0),
     "MiniLM, 32 texts, dropout": (TEXTS, 12, 12, 32, False, 0.1),
 }
@@ -33,6 +34,7 @@ def attention(way: str, quick: bool) -> dict[str, Any]:
         rule, longest = AttentionRule(causal=causal, dropout=dropout), max(lengths)
         real = torch.arange(longest) < torch.tensor(lengths)[:, None]
         mask = (real[:, None, None, :] & (torch.ones(longest, longest).tril().bool() if causal else True)).expand(-1, 1, longest, longest)
+        mask = None if mask.all() else mask
         for dtype in (torch.float32, torch.bfloat16):
             torch.manual_seed(0)
             draw = lambda heads: torch.randn(*real.shape, heads, size).to(dtype)  # noqa: B023, E731

@@ -222,6 +222,8 @@ class PlanRecipe:
     """Compute a linear layer and its LoRA update as one operation."""
     fuse_blocks: Literal["auto", "on", "off"] = "auto"
     """Compute RMS norms, rotary positions and the product of SwiGLU as one operation each."""
+    fuse_attention: Literal["auto", "on", "off"] = "auto"
+    """Compute attention of rows that are all as long in C++; auto: where a few timed rows are faster so."""
     prepack: Literal["auto", "on", "off"] = "auto"
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
     fuse_convolutions: Literal["auto", "on", "off"] = "auto"

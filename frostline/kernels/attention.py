@@ -18,8 +18,7 @@ padding costs no more than a call (:mod:`frostline.kernels.sequence_groups`).
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,17 +26,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from frostline.kernels import sequence_attention
+from frostline.kernels.batch_attention import Attend, exchanged, options_of
 from frostline.kernels.dropout import kept, rounded
 from frostline.kernels.precision import cast, no_autocast, wide
 from frostline.kernels.sequence_attention import SequenceRule
 from frostline.kernels.sequence_groups import Group, groups_of
 
-_OPTIONS = ("attn_mask", "dropout_p", "is_causal")
-"""Of ``scaled_dot_product_attention``, those that may be given by their place."""
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -80,24 +77,16 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, lengths: Sequenc
     return found.put_back(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in mixed]))[None]
 
 
-@contextlib.contextmanager
-def with_wide_gradients() -> Iterator[None]:
+def with_wide_gradients() -> contextlib.AbstractContextManager[None]:
     """Within, the gradient of ``torch.nn.functional.scaled_dot_product_attention`` is computed in float32 where it is in bfloat16 on a
     CPU, without dropout: whoever calls it by that name. For the process, so for one thread at a time."""
-    plain = functional.scaled_dot_product_attention
-    functional.scaled_dot_product_attention = functools.partial(_attend_widely, plain)
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = plain
+    return exchanged(_attend_widely)
 
 
-def _attend_widely(plain: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``args`` and ``kwargs`` as ``scaled_dot_product_attention`` has them."""
-    options = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None} | dict(zip(_OPTIONS, args)) | kwargs
-    mask, (q, k, v) = options["attn_mask"], cast(query, key, value)
+def _attend_widely(plain: Attend, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    options, (q, k, v) = options_of(args, kwargs), cast(query, key, value)
     assert q is not None and k is not None and v is not None
-    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
+    mask, learns = options["attn_mask"], torch.is_grad_enabled() and any(part.requires_grad for part in (q, k, v))
     slow = q.device.type == "cpu" and all(part.dtype == torch.bfloat16 for part in (q, k, v))
     has_a_form = not options["dropout_p"] and (mask is None or not mask.requires_grad) and _fit(q, k, v)
     if not (learns and slow and has_a_form):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 
 from frostline.errors import ModelError
 from frostline.models.head import build_head
@@ -45,7 +45,7 @@ class Block(nn.Module):
         rows, tokens, width = x.shape
         qkv = self.qkv(x).view(rows, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (rows, heads, tokens, width / heads)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.projection(mixed.transpose(1, 2).reshape(rows, tokens, width))
 
 

@@ -21,6 +21,7 @@ from frostline.data.loader import Batch, Encode
 from frostline.data.randomness import generator
 from frostline.device import CPU, bring, device_of, moved
 from frostline.kernels.attention import with_wide_gradients
+from frostline.kernels.batch_attention import attending_in_sequences
 from frostline.kernels.caches import without_caches
 from frostline.kernels.compiled_blocks import Functions, compiling
 from frostline.kernels.first_token import FirstToken, reading_first
@@ -83,6 +84,8 @@ class Execution:
     """What is computed as one function between the matrix products."""
     products: dict[str, FrozenProduct] = field(default_factory=dict)
     """What multiplies with the weights of frozen layers, by the layers' names, where not their own ``forward``."""
+    attends_in_sequences: bool = False
+    """Whether attention of rows that are all as long is computed in C++."""
     first_token: FirstToken | None = None
     """What is computed for the first token alone."""
     recomputed: list[str] = field(default_factory=list)
@@ -267,11 +270,12 @@ class Execution:
         lora = fused(module) if self.fused else contextlib.nullcontext()
         blocks, first = computing(module, self.blocks), reading_first(module, self.first_token)
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
+        in_sequences = attending_in_sequences(self.attends_in_sequences)
         multiplied, convolved = multiplying(module, products), convolving(module, products)
         together, chains = sharing(module, self.siblings, products), chained(module, products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, [*self.hosted, *self.recomputed])
         made, brought = compiling(module, self.compiled), hosting(module, self.hosted, device_of(module))
-        with made, brought, uncached, lora, blocks, attention, multiplied, together, convolved, chains, first, again:
+        with made, brought, uncached, lora, blocks, attention, in_sequences, multiplied, together, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -37,6 +37,7 @@ from frostline.plan.passes import (
     compile_blocks,
     first_token,
     fuse_adapter,
+    fuse_attention,
     fuse_blocks,
     fuse_convolutions,
     label_logits,
@@ -223,11 +224,12 @@ def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, b
     fused = [fuse_adapter.propose(recipe, execution), fuse_blocks.propose(recipe, execution)]
     packed = pack.propose(recipe, execution)
     first = first_token.propose(execution)
+    attended = fuse_attention.propose(recipe, execution, batch, steps)
     layers = frozen_layers(execution, batch)
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    return [layout, types, label_logits.propose(execution), *fused, first, prepacked, convolved, lowered, packed]
+    return [layout, types, label_logits.propose(execution), *fused, first, attended, prepacked, convolved, lowered, packed]
 
 
 def _fit(
@@ -251,6 +253,7 @@ def _resumed(
     execution.pack = "pack" in on
     if "fuse_blocks" in on:
         fuse_blocks.fuse(execution)
+    execution.attends_in_sequences = "fuse_attention" in on
     settings = {decision.what: decision.settings for decision in forced if decision.on}
     execution.fused, execution.siblings = "fuse_adapter" in on, settings.get("fuse_adapter", {}).get("siblings", [])
     work = _work(recipe, model, execution.sources)

@@ -33,6 +33,7 @@ Loss = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 _SECONDS = 1.5  # what timing one part of the network may take, about
 _LONG = 0.2  # of a pass
 _SHARE = 0.02  # of what a part takes in the whole run: what is timed again and again, after once
+_PART = 0.05  # of the same: timing a batch of images
 _EPOCHS, _ROWS = 8, 200_000  # whose batches are looked at, about: more meet few new numbers of rows
 _MET = 4  # numbers of rows that a probe meets of those of the run: of a light, a middling and a heavy batch, and of one between
 
@@ -91,13 +92,14 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
             row = (time.perf_counter() - start) / len(few.rows)
             if source.lengths is None and not execution.compiles_by_shape and row * len(few.rows) > _LONG:
                 break
-        sample = _affordable_sample(execution, few, batch, row, encode_row)
+        afford = functools.partial(_affordable_rows, math.inf if source.lengths is not None else steps * batch)
+        sample = _affordable_sample(execution, few, batch, row, lambda row: afford(row, encode_row))
         prefix_row, prefix_alone, prefix_bytes = 0.0, 0.0, 0
         if line is not None:
             if source.lengths is None:  # of texts the heaviest rows are asked, below
                 sample = _first(sample, prefix_rows(source))
                 prefix_bytes = _prefix_needs(execution, (_first(sample, 1), sample))
-            prefix_row, prefix_alone, row = _through_the_prefix(execution, sample, batch, _budget(source.rows * row))
+            prefix_row, prefix_alone, row = _through_the_prefix(execution, sample, batch, afford, _budget(source.rows * row))
         width, heaviest, heavy, bend, prefix_bend = 1.0, 1.0, _first(sample, 3), 1.0, 1.0  # what images keep, few tell
         if source.lengths is not None:
             positions = _positions(execution, source, batch)
@@ -109,8 +111,7 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
         saved, fixed = _saved_bytes(lambda: loss(execution.forward(heavy), heavy.labels)[0], module)
         saved = int(heavy_scale * heaviest * saved) + fixed
         pair, budget = (_first(sample, 3), sample), _budget(3 * steps * batch * row)
-        step_of = functools.partial(_step, execution, loss, clears)
-        needs = functools.partial(_step_needs, execution, loss, batch, clears)
+        step_of, needs = functools.partial(_step, execution, loss, clears), functools.partial(_step_needs, execution, loss, batch, clears)
         needed, has_gradients = (None, False) if source.lengths is not None else needs(pair)
         step = usual_seconds(lambda: step_of(sample), budget, warm=needed is not None)
         if source.lengths is not None:
@@ -137,15 +138,14 @@ def probe(execution: Execution, loss: Loss, batch: int, steps: float = math.inf,
             has_gradients=has_gradients and measured,
             compiled_bytes=_compiled_bytes(execution, step_of, batch, steps),
         )
-    for parameter in module.parameters():
-        parameter.grad = None
+    module.zero_grad()
     return result
 
 
-def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float, encode_row: float) -> Batch:
+def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float, afford: Callable[[float], int]) -> Batch:
     """As many rows as can be timed in a few seconds, at most a batch; of texts, those of a batch of middling length.
 
-    ``row``: seconds for one of the ``few`` forward.
+    ``row``: seconds for one of the ``few`` forward; ``afford``: how many can be timed, by the seconds of one.
     """
     source = execution.sources["train"]
     rows = spread(source.rows, batch)
@@ -153,28 +153,30 @@ def _affordable_sample(execution: Execution, few: Batch, batch: int, row: float,
         positions = _positions(execution, source, batch)
         rows = epoch_batches(source.rows, batch, 0, 0, source.lengths)[int(np.abs(positions - positions.mean()).argmin())]
         row *= float(positions.sum()) / source.rows / _positions_of_row(execution, few)
-    return source.encode(rows[spread(len(rows), max(2, _affordable_rows(row, encode_row)))], None)
+    return source.encode(rows[spread(len(rows), max(2, afford(row)))], None)
 
 
-def _through_the_prefix(execution: Execution, sample: Batch, batch: int, budget: float) -> tuple[float, float, float]:
+def _through_the_prefix(
+    execution: Execution, sample: Batch, batch: int, afford: Callable[[float], int], budget: float
+) -> tuple[float, float, float]:
     """Give a sample its border, and its rows again and again, up to a batch, as far as they can be timed. Seconds of a row before the
     frost line, and of one alone; and of one forward from it on."""
-    source, borders = execution.sources["train"], list[list[Tensor]]()
-    one, images = _first(sample, 1), source.lengths is None  # which went through it already
+    borders, one = list[list[Tensor]](), _first(sample, 1)
+    images = execution.sources["train"].lengths is None  # which went through it already
     before = usual_seconds(lambda: borders.append(execution.prefix(sample)), budget, warm=images) / len(sample.rows)
     alone = before if before > _LONG / 4 else usual_seconds(lambda: execution.prefix(one), budget=0.01)
     sample.border = tuple(borders[0])
     behind = best_seconds(lambda: _forward(execution, sample), budget=0.1, most=1) / len(sample.rows)
-    rows = min(batch, max(len(sample.rows), _affordable_rows(behind)))
+    rows = min(batch, max(len(sample.rows), afford(behind)))
     sample.border = tuple(_repeated(tensor, rows) for tensor in sample.border)
     sample.inputs = {name: _repeated(value, rows) for name, value in sample.inputs.items()}
     sample.labels = _repeated(sample.labels, rows)
     return before, alone, behind
 
 
-def _affordable_rows(row: float, encode_row: float = 0.0) -> int:
-    """How many rows can be timed; ``row``: seconds for one forward."""
-    return int(_SECONDS / (4 * row + encode_row + 1e-9))
+def _affordable_rows(of_run: float, row: float, encode_row: float = 0.0) -> int:
+    """How many rows can be timed, of the many ``of_run``; ``row``: seconds for one forward."""
+    return int(min(_SECONDS, max(_LONG, _PART * of_run * 4 * row)) / (4 * row + encode_row + 1e-9))
 
 
 def _budget(seconds: float) -> float:
@@ -327,10 +329,7 @@ def _filled(execution: Execution, tokens: int) -> int:
 
 
 def _saved_bytes(forward: Callable[[], Tensor], module: nn.Module) -> tuple[int, int]:
-    """Bytes of the distinct storages that autograd keeps: those that grow with the rows, and casts of weights, which do not.
-
-    Parameters themselves are left out.
-    """
+    """Bytes of the distinct storages that autograd keeps, parameters left out: those that grow with the rows, and casts of weights."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     shapes = {shape for p in module.parameters() for shape in (tuple(p.shape), tuple(reversed(p.shape)))}
     kept: dict[int, int] = {}

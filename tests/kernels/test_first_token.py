@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,6 +59,21 @@ def computed(module: nn.Module, given: dict[str, Tensor], around: Any) -> tuple[
     return logits.detach(), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
+@contextlib.contextmanager
+def multiplied_rows(rows: list[int], layers: list[nn.Module]) -> Iterator[None]:
+    """Within, notes how many rows these linear layers multiply."""
+    weights, plain = [layer.weight for layer in layers], nn.functional.linear
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if any(weight is one for one in weights):
+            rows.append(x.shape[:-1].numel())
+        return plain(x, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.functional, "linear", linear)
+        yield
+
+
 @pytest.mark.parametrize("way", ["padded", "packed", "packed, filled up", "recomputed", "packed, recomputed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_gradients_are_the_same(kind: str, way: str) -> None:
@@ -74,16 +90,21 @@ def test_logits_and_gradients_are_the_same(kind: str, way: str) -> None:
     parts = module.get_submodule(found.block).named_modules()
     behind = [part for name, part in parts if isinstance(part, nn.Linear) and "attention" not in name]
     handles = [part.register_forward_hook(lambda part, args, output: seen.append(output.shape[:-1].numel())) for part in behind]
+    assert found.query is not None and found.output is not None and found.query.startswith(found.attention)
+    asked: list[int] = []
+    ends = [] if "packed" in way else [module.get_submodule(found.query), module.get_submodule(found.output)]
     with contextlib.ExitStack() as around:
         if "packed" in way:
             around.enter_context(unpadded(module, blocks, given["attention_mask"], "filled up" in way))
         around.enter_context(reading_first(module, found))
         if "recomputed" in way:
             around.enter_context(recomputing(module, blocks))
+        around.enter_context(multiplied_rows(asked, ends))
         ours, gradients = computed(module, given, around)
     for handle in handles:
         handle.remove()
     assert behind and seen and set(seen) == {4}, "one token of each row"
+    assert set(asked) == ({4} if ends else set()), "and one of each asks"
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     assert set(gradients) == set(expected)
     _, exact = computed(copy.deepcopy(module).double(), wide, contextlib.nullcontext())
@@ -118,4 +139,42 @@ def test_names_alone_change_nothing() -> None:
     module = nn.Linear(2, 2)
     with reading_first(module, None):
         assert "forward" not in vars(module)
-    assert FirstToken(block="a", attention="a.b", norm=None).to_dict() == {"block": "a", "attention": "a.b", "norm": None}
+    assert FirstToken(block="a", attention="a.b", norm=None).to_dict() == {
+        "block": "a", "attention": "a.b", "norm": None, "query": None, "output": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["one layer for all three", "no such function", "two behind"])
+def test_attention_that_is_built_in_another_way_is_computed_whole(kind: str) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all, self.query, self.out, self.more = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in self.all(x).chunk(3, dim=-1))
+            if kind != "one layer for all three":
+                q = self.query(x).unflatten(-1, (2, 4)).transpose(1, 2)
+            if kind == "no such function":
+                mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+            else:
+                mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            given = self.out(mixed.transpose(1, 2).flatten(2))
+            return self.more(given) if kind == "two behind" else given
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.mlp = Attention(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.attention(x)
+            return x + self.mlp(x)
+
+    torch.manual_seed(0)
+    module, x = nn.ModuleDict({"block": Block()}), torch.randn(3, 5, 8)
+    plain = module["block"](x)
+    found = find(module, ["block"], lambda: module["block"](x))
+    assert found == FirstToken(block="block", attention="block.attention", norm=None)
+    with reading_first(module, found):
+        torch.testing.assert_close(module["block"](x), plain[:, :1])
