@@ -1,6 +1,6 @@
 """The kernels one by one, each way in a process of its own: seconds, memory and errors.
 
-    python benchmarks/kernels.py [loss] [linear] [lora] [convolution] [attention] [blocks] [--repeat 3] [--quick]
+    python benchmarks/kernels.py [loss] [linear] [learning] [lora] [convolution] [attention] [blocks] [--repeat 3] [--quick]
 
 loss    the head of a language model, frozen, forward and back to the hidden states, at 2 048 labelled rows, width 576 and vocabulary
         49 152: ``linear_cross_entropy``, plain and with a packed weight, against logits and ``F.cross_entropy``. The transient memory is
@@ -8,6 +8,8 @@ loss    the head of a language model, frozen, forward and back to the hidden sta
 linear  a frozen linear layer, forward and the gradient that passes through, in the shapes of SmolLM2-135M and MiniLM (inputs x outputs)
         at 512 and 2 048 rows: ``F.linear`` in fp32 and bf16, the packed weight in both, int8, and PyTorch's own dynamic int8
         (``torch.ops.quantized.linear_dynamic``, oneDNN). Errors are those of Gaussian numbers against float64, relative.
+learning  a linear layer that learns, in fp32, forward and back to input, weight and bias, in those shapes and ViT-base's: ``F.linear``, and
+        as a convolution over its rows, which oneDNN multiplies.
 lora    a frozen linear layer with a LoRA update of rank 16, forward and back to input and factors: ``lora_linear``, plain and with a
         packed weight, against ``F.linear`` and two products written out.
 
@@ -29,7 +31,7 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import harness
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 SMOLLM2 = [(576, 576), (576, 192), (1536, 576), (576, 1536)]
 MINILM = [(384, 384), (384, 1536), (1536, 384)]
+VIT = [(768, 768), (768, 3072), (3072, 768)]
 ROWS = [512, 2048]
 HEAD = (2048, 576, 49_152)
 RANK, SCALING = 16, 2.0
@@ -161,8 +164,8 @@ LINEARS: dict[str, tuple[str, Callable[[Tensor, int], Product]]] = {
 }
 
 
-def _each_shape(quick: bool) -> list[tuple[str, int, int, int]]:
-    shapes, counts = ([(64, 128)], [32]) if quick else (SMOLLM2 + MINILM, ROWS)
+def _each_shape(quick: bool, besides: Sequence[tuple[int, int]] = ()) -> list[tuple[str, int, int, int]]:
+    shapes, counts = ([(64, 128)], [32]) if quick else ([*SMOLLM2, *MINILM, *besides], ROWS)
     return [(f"{inputs}x{outputs}, {rows} rows", inputs, outputs, rows) for inputs, outputs in shapes for rows in counts]
 
 
@@ -186,6 +189,32 @@ def linear(way: str, quick: bool) -> dict[str, Any]:
                 "forward_error": _error(forward(given), x.double() @ weight.double().t()),
                 "back_error": _error(back(gradient), grad.double() @ weight.double()),
             }
+    return found
+
+
+LEARNING = ["F.linear", "linear_by_convolution"]
+
+
+def learning(way: str, quick: bool) -> dict[str, Any]:
+    import torch
+    from torch.nn import functional
+
+    from frostline.kernels.onednn_linear import linear_by_convolution
+    from frostline.plan.machine import best_seconds
+
+    found: dict[str, Any] = {}
+    linear = functional.linear if way == LEARNING[0] else linear_by_convolution
+    for shape, width, outputs, rows in _each_shape(quick, VIT):
+        torch.manual_seed(0)
+        operands = [torch.randn(rows, width), torch.randn(outputs, width) / width**0.5, torch.randn(outputs)]
+        leaves, grad = [tensor.clone().requires_grad_() for tensor in operands], torch.randn(rows, outputs)
+
+        def both() -> list[Tensor]:
+            return list(torch.autograd.grad(linear(*leaves), leaves, grad))  # noqa: B023
+
+        exact = [tensor.double().requires_grad_() for tensor in operands]
+        true = torch.autograd.grad(functional.linear(*exact), exact, grad.double())
+        found[shape] = {"ms": 1e3 * best_seconds(both, budget=0.3), "error": max(map(_error, both(), true))}
     return found
 
 
@@ -261,7 +290,10 @@ def convolution(way: str, quick: bool) -> dict[str, Any]:
     return found
 
 
-PARTS = {"loss": loss, "linear": linear, "lora": lora, "convolution": convolution, "attention": attention, "blocks": blocks}
+PARTS = {
+    "loss": loss, "linear": linear, "learning": learning, "lora": lora,
+    "convolution": convolution, "attention": attention, "blocks": blocks,
+}  # fmt: skip
 
 
 def _runs(part: str, ways: list[str], options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -318,6 +350,7 @@ def main() -> None:
     publishers: dict[str, Callable[[], None]] = {
         "loss": lambda: publish_loss(options),
         "linear": lambda: publish_shapes("linear", list(LINEARS), ["forward_ms", "back_ms"], options),
+        "learning": lambda: publish_shapes("learning", LEARNING, ["ms"], options),
         "lora": lambda: publish_shapes("lora", LORAS, ["ms"], options),
         "convolution": lambda: publish_shapes("convolution", CONVOLUTIONS, ["ms"], options),
         "attention": lambda: publish_shapes("attention", BETWEEN, ["ms"], options),

@@ -23,6 +23,7 @@ import planner
 SWITCHES = {
     "cache_prefix": "cache", "channels_last": "channels_last", "pack": "pack", "allocator": "allocator", "fuse_adapter": "fuse_adapter",
     "fuse_blocks": "fuse_blocks", "fuse_attention": "fuse_attention", "prepack_frozen": "prepack", "fuse_convolutions": "fuse_convolutions",
+    "onednn_linear": "onednn_linear",
 }  # fmt: skip
 """Decisions, and the keys that switch them. int8 and bf16 are not exact, and so no mere question of speed."""
 PLAINLY = dict.fromkeys(SWITCHES.values(), "off")

@@ -226,6 +226,8 @@ class PlanRecipe:
     """Compute attention of rows that are all as long in C++; auto: where a few timed rows are faster so."""
     prepack: Literal["auto", "on", "off"] = "auto"
     """Pack frozen weights once for this machine's fastest product; auto: the shapes that are timed faster so."""
+    onednn_linear: Literal["auto", "on", "off"] = "auto"
+    """Multiply with learning weights by oneDNN; auto: the shapes that are timed faster so."""
     fuse_convolutions: Literal["auto", "on", "off"] = "auto"
     """Compute a frozen convolution, its batch norm and its activation as one operation; auto: where a few timed passes are faster so."""
     int8: Literal["auto", "on", "off"] = "auto"

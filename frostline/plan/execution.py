@@ -33,6 +33,7 @@ from frostline.kernels.hosted_weights import hosting
 from frostline.kernels.int8_chain import chained
 from frostline.kernels.lora_linear import fused
 from frostline.kernels.lora_siblings import sharing
+from frostline.kernels.onednn_linear import multiplying_by_convolution
 from frostline.kernels.outputs import outputs_of, passing_through
 from frostline.kernels.recompute import recomputing
 from frostline.kernels.unpad import unpadded
@@ -86,6 +87,8 @@ class Execution:
     """What multiplies with the weights of frozen layers, by the layers' names, where not their own ``forward``."""
     attends_in_sequences: bool = False
     """Whether attention of rows that are all as long is computed in C++."""
+    by_convolution: list[str] = field(default_factory=list)
+    """Learning linear layers that oneDNN multiplies, by their names."""
     first_token: FirstToken | None = None
     """What is computed for the first token alone."""
     recomputed: list[str] = field(default_factory=list)
@@ -139,7 +142,7 @@ class Execution:
     @property
     def compiles_by_shape(self) -> bool:
         """Whether oneDNN multiplies, which compiles each product anew for each number of rows, and keeps it."""
-        return device_of(self.model.module).type == "cpu" and (self.precision == "bf16" or bool(self.products))
+        return device_of(self.model.module).type == "cpu" and (self.precision == "bf16" or bool(self.products or self.by_convolution))
 
     def find_line(self, inputs: dict[str, Tensor]) -> FrostLine | None:
         """The frost line, found in the precision that the prefix will run in, which its border tensors are stored in."""
@@ -272,10 +275,11 @@ class Execution:
         attention = with_wide_gradients() if self.precision == "bf16" else contextlib.nullcontext()
         in_sequences = attending_in_sequences(self.attends_in_sequences)
         multiplied, convolved = multiplying(module, products), convolving(module, products)
+        learned = multiplying_by_convolution(module, self.by_convolution)
         together, chains = sharing(module, self.siblings, products), chained(module, products)
         uncached, again = without_caches(module, self.model.blocks), recomputing(module, [*self.hosted, *self.recomputed])
         made, brought = compiling(module, self.compiled), hosting(module, self.hosted, device_of(module))
-        with made, brought, uncached, lora, blocks, attention, in_sequences, multiplied, together, convolved, chains, first, again:
+        with made, brought, uncached, lora, blocks, attention, in_sequences, multiplied, learned, together, convolved, chains, first, again:
             yield
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

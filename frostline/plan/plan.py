@@ -44,6 +44,7 @@ from frostline.plan.passes import (
     lower_frozen,
     micro_batch,
     offload,
+    onednn_linear,
     pack,
     precision,
     prepack_frozen,
@@ -229,7 +230,8 @@ def _numerics(recipe: Recipe, execution: Execution, loss: Loss, here: Machine, b
     prepacked = prepack_frozen.propose(recipe, execution, layers, steps)
     convolved = fuse_convolutions.propose(recipe, execution, layers, steps)
     lowered = lower_frozen.propose(recipe, execution, layers, loss, steps)
-    return [layout, types, label_logits.propose(execution), *fused, first, attended, prepacked, convolved, lowered, packed]
+    learning = onednn_linear.propose(recipe, execution, batch, steps)
+    return [layout, types, label_logits.propose(execution), *fused, first, attended, prepacked, convolved, lowered, learning, packed]
 
 
 def _fit(
@@ -259,6 +261,7 @@ def _resumed(
     work = _work(recipe, model, execution.sources)
     layers = frozen_layers(execution, work.batch)
     prepack_frozen.pack(execution, layers, settings.get("prepack_frozen", {}))
+    execution.by_convolution = settings.get("onednn_linear", {}).get("layers", [])
     if "fuse_convolutions" in on:
         fuse_convolutions.fuse(execution, layers)
     if names := settings.get("first_token"):

@@ -67,6 +67,7 @@ def attentions(execution: Execution) -> list[Call]:
 
     def see(plain: Attend, *args: Any, **kwargs: Any) -> Tensor:
         (query, key, value), options = cast(*args[:3]), options_of(args[3:], kwargs)
+        assert query is not None and key is not None and value is not None
         if takes(query, key, value, options):
             learns = any(part.requires_grad for part in (query, key, value))
             calls.append(Call(operands=(query.detach(), key.detach(), value.detach()), options=options, learns=learns))
@@ -79,13 +80,13 @@ def attentions(execution: Execution) -> list[Call]:
 
 def seconds_now_and_then(call: Call) -> tuple[float, float]:
     """Of one attention by PyTorch, and in C++; forward, and back where a gradient passes."""
-    operands = [part.clone().requires_grad_(call.learns) for part in call.operands]
+    query, key, value = (part.clone().requires_grad_(call.learns) for part in call.operands)
 
     def run() -> None:
         with torch.set_grad_enabled(call.learns):
-            output = functional.scaled_dot_product_attention(*operands, **call.options)
+            output = functional.scaled_dot_product_attention(query, key, value, **call.options)
             if call.learns:
-                torch.autograd.grad(output.sum(), operands)
+                torch.autograd.grad(output.sum(), [query, key, value])
 
     def in_cpp() -> None:
         with attending_in_sequences(True):
