@@ -67,3 +67,17 @@ def gradients(made: Plan) -> tuple[float, dict[str, Tensor]]:
     total, count = made.loss(made.execution.forward(batch), batch.labels)
     made.execution.backward(total / count)
     return float(total.detach()), {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+CLOSE = {torch.float64: 1e-10, torch.float32: 5e-5}
+"""How near gradients of one step in two orders of the same sums are, relative to their largest number: in float32 a small network
+multiplies its roundings by a hundred, as much as the processor's library has them."""
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Gradients of one step in two orders of the same sums, computed in this type."""
+    assert set(ours) == set(theirs) and theirs
+    for name, gradient in theirs.items():
+        assert ours[name].dtype == gradient.dtype == dtype
+        close = CLOSE[dtype]
+        torch.testing.assert_close(ours[name], gradient, rtol=close, atol=close * float(gradient.abs().max()), msg=name)
