@@ -63,14 +63,15 @@ def propose(recipe: Recipe, execution: Execution, batch: int, steps: float) -> D
 def attentions(execution: Execution) -> list[Call]:
     """Those of a pass of a few rows that C++ can compute."""
     source, calls = execution.sources["train"], list[Call]()
-    few = source.encode(spread(source.rows, _ROWS), None)
+    few = source.encode(spread(source.rows, 1 if source.lengths is None else _ROWS), None)  # images all have as many tokens
 
     def see(plain: Attend, *args: Any, **kwargs: Any) -> Tensor:
         (query, key, value), options = cast(*args[:3]), options_of(args[3:], kwargs)
         assert query is not None and key is not None and value is not None
         if takes(query, key, value, options):
             learns = any(part.requires_grad for part in (query, key, value))
-            calls.append(Call(operands=(query.detach(), key.detach(), value.detach()), options=options, learns=learns))
+            query, key, value = (part.detach().repeat(max(1, _ROWS // len(part)), 1, 1, 1) for part in (query, key, value))
+            calls.append(Call(operands=(query, key, value), options=options, learns=learns))
         return plain(*args, **kwargs)
 
     with evaluating(execution.model.module), execution.kernels(), exchanged(see), torch.enable_grad():

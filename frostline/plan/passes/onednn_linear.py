@@ -2,8 +2,8 @@
 (kernels/onednn_linear.py).
 
 Condition: linear layers that learn, in float32 on a CPU, with enough work in the run. Saving: about half of their products' time where MKL
-is slow, as on AMD's processors; none on Intel's. Exact: the same products in another order of their sums. Chosen shape by shape, by
-timing both ways, forward and back.
+is slow, as on AMD's processors. Exact: the same products in another order of their sums. Chosen shape by shape, by timing both ways,
+forward and back.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _rows(execution: Execution, batch: int) -> dict[str, int]:
     """What the learning linear layers multiply in one training batch, about, by the names of those that a few rows pass through."""
     module, source = execution.model.module, execution.sources["train"]
     layers = {name for name, part in module.named_modules() if type(part) is nn.Linear and _learns(part) and name != execution.model.output}
-    few = source.encode(spread(source.rows, 3), None)
+    if not layers:
+        return {}
+    few = source.encode(spread(source.rows, 1 if source.lengths is None else 3), None)  # images all have as many tokens
     rows = dict.fromkeys(layers, 0)
 
     def see(name: str, x: Tensor) -> None:
